@@ -1,0 +1,170 @@
+"""Every setting. One frozen model a job, each in a file of its own; `load_config` reads them.
+
+Knows nothing of what the settings do.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from metaalign.config.dpo import DPOConfig
+from metaalign.config.evaluate import EvaluateConfig
+from metaalign.config.export import ExportConfig
+from metaalign.config.pipeline import STAGES, PipelineConfig
+from metaalign.config.prepare import PrepareConfig
+from metaalign.config.serve import ServeConfig
+from metaalign.config.sft import SFTConfig
+from metaalign.errors import ConfigError
+
+__all__ = [
+    "STAGES",
+    "DPOConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "PipelineConfig",
+    "PrepareConfig",
+    "SFTConfig",
+    "ServeConfig",
+    "load_config",
+    "parse_arguments",
+    "resolve",
+]
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def resolve(storage: str, name: str) -> Path:
+    """The path that `name` means: itself where it is absolute, else a folder of the storage."""
+    return Path(name) if os.path.isabs(name) else Path(storage) / name
+
+
+def load_config(model: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and check every setting.
+
+    Raises:
+        ConfigError: the file cannot be read, or lists every setting that is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the config file cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected settings as `key: value`, got {settings!r}")
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_explain(model, error, Path(path).name)) from None
+
+
+def parse_arguments(model: type[Config], arguments: Sequence[str] | None = None) -> Config:
+    """What a job's command line says; `--help` lists every setting of the job.
+
+    Prints the problem and exits with 2 where the config is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        description=f"{model.__doc__}\n\nSettings:\n" + "\n".join(_describe(model)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the job's settings")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that win over the file"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        return load_config(model, given.config, given.overrides)
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        settings = _enter(settings, section, override)
+    settings[last] = yaml.safe_load(value)
+
+
+def _enter(settings: Any, section: str, override: str) -> Any:
+    if isinstance(settings, list) and section.isdigit() and int(section) < len(settings):
+        return settings[int(section)]
+    if isinstance(settings, dict):
+        if settings.get(section) is None:
+            settings[section] = {}
+        if isinstance(settings[section], dict | list):
+            return settings[section]
+    raise ConfigError(f"override {override!r}: {section!r} is not a section")
+
+
+def _explain(model: type[BaseModel], error: ValidationError, file: str) -> str:
+    problems = error.errors()
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n  ".join([f"{file}: {count}", *(_problem(model, problem) for problem in problems)])
+
+
+def _problem(model: type[BaseModel], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        close = _closest(key, list(_keys(model)))
+        hint = f" (did you mean {close}?)" if close else ""
+        return f"{key}: unknown setting, got {problem['input']!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; give it in the file or as {key}=VALUE"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+    return f"{key}: {message}{got}" if key else message
+
+
+def _closest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that `key` is likely to mean: an abbreviation of it, or spelled like it."""
+    section, _, name = key.rpartition(".")
+    for candidate in known:
+        own_section, _, own_name = candidate.rpartition(".")
+        initials = "".join(word[0] for word in own_name.split("_"))
+        if own_section == section and name == initials:
+            return candidate
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _sections(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _sections(part)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for section in _sections(field.annotation):
+            yield from _keys(section, f"{prefix}{name}.")
+
+
+def _describe(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        sections = list(_sections(field.annotation))
+        for section in sections:
+            yield from _describe(section, f"{prefix}{name}.")
+        if not sections:
+            default = "required" if field.is_required() else repr(field.get_default())
+            summary = " ".join((field.description or "").split())
+            yield f"  {prefix}{name} ({default})\n      {summary}".replace("%", "%%")

@@ -1,0 +1,90 @@
+"""Settings of the prepare job: files and recipes in, token store out."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from metaalign.config.sections import AbsolutePath, Section, TrackingConfig
+
+Format = Literal["auto", "metaalign", "hh_rlhf", "alpaca", "sharegpt", "personas"]
+
+
+class SourceConfig(Section):
+    """Files of one shape."""
+
+    path: str = Field(min_length=1)
+    """Absolute path or glob of JSONL or JSON files, plain or gzip."""
+
+    format: Format = "auto"
+    """Shape of the rows. auto tells it from the keys of the first row."""
+
+    system_info: str = ""
+    """System Info for rows that carry none."""
+
+    user_info: str | None = None
+    """User Info for rows that carry none. For personas: None takes the persona's own, from its
+    file's name."""
+
+
+class RecipesConfig(Section):
+    """Rule-written MetaAlign data over checkable preferences."""
+
+    examples: int = Field(default=20_000, ge=100)
+    """Training examples to write."""
+
+    cases: int = Field(default=400, ge=20)
+    """Held-out cases to write for each metric of the evaluation."""
+
+    max_preferences: Literal[1, 2] = 2
+    """Most preferences that one speaker states at once."""
+
+    held_out_ratio: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the (query, preference family) combinations that training never sees."""
+
+
+class TokenizerConfig(Section):
+    """The tokenizer: loaded, or trained on the prepared text."""
+
+    path: str | None = None
+    """Hugging Face folder, name under the storage, or hub name. None trains a byte-level BPE."""
+
+    vocabulary_size: int = Field(default=1024, ge=270)
+    """Size of a trained vocabulary, control tokens included. Not read where a path is given."""
+
+
+class PrepareConfig(Section):
+    """`python -m ray_jobs.prepare CONFIG.yaml section.key=value ...`"""
+
+    storage: AbsolutePath
+    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+
+    output: str = Field(default="store", pattern=r"^[\w.-]+$")
+    """Name of the token store under the storage."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """Files to read."""
+
+    recipes: RecipesConfig | None = None
+    """Rule-written data, beside or instead of sources. None writes none."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+    held_out_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the conversations of each source that is held out of training, chosen by hash."""
+
+    oppose_personas: bool = True
+    """Put every statement of a persona under its declared opposite too, labels flipped."""
+
+    max_bad_ratio: float = Field(default=0.05, ge=0, le=1)
+    """Share of bad source rows above which the job fails."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of recipes and splits."""
+
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "PrepareConfig":
+        if not self.sources and self.recipes is None:
+            raise ValueError("give sources, recipes or both; there is nothing to prepare")
+        return self

@@ -1,0 +1,39 @@
+"""Settings of the serve job: a Hugging Face folder in, an HTTP endpoint out."""
+
+from pydantic import Field
+
+from metaalign.config.sections import AbsolutePath, Section
+
+
+class ServeConfig(Section):
+    """`python -m ray_jobs.serve CONFIG.yaml section.key=value ...`"""
+
+    storage: AbsolutePath
+    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+
+    model: str = "model"
+    """Hugging Face folder that export wrote: its name under the storage, or an absolute path."""
+
+    name: str = Field(default="metaalign", min_length=1)
+    """Model name that clients ask for."""
+
+    host: str = "127.0.0.1"
+    """Address that the endpoint listens on. 0.0.0.0 is every address of the machine."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of the endpoint."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the model."""
+
+    gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs that each copy reserves."""
+
+    max_batch_size: int = Field(default=16, ge=1)
+    """Requests decoded together."""
+
+    batch_wait_s: float = Field(default=0.01, ge=0)
+    """Longest time that a request waits for others to join its batch, in seconds."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer, for requests that do not say."""

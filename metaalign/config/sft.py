@@ -1,0 +1,44 @@
+"""Settings of the sft job: supervised fine-tuning on the best response."""
+
+from pydantic import Field
+
+from metaalign.config.sections import (
+    AbsolutePath,
+    BatchConfig,
+    CheckpointConfig,
+    HeldOutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Section,
+    TrackingConfig,
+    TrainingLength,
+    WorkersConfig,
+    ZeroConfig,
+)
+
+
+class SFTConfig(Section):
+    """`python -m ray_jobs.sft CONFIG.yaml section.key=value ...`"""
+
+    storage: AbsolutePath
+    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+
+    output: str = Field(default="sft", pattern=r"^[\w.-]+$")
+    """Name of the run's folder under the storage."""
+
+    store: str = "store"
+    """Token store: its name under the storage, or an absolute path."""
+
+    model: ModelConfig
+    length: TrainingLength = TrainingLength()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    zero: ZeroConfig = ZeroConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order in which examples are visited."""
+
+    tracking: TrackingConfig = TrackingConfig()

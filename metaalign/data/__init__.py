@@ -1,0 +1,1 @@
+"""Ray Data: files in, token store out."""

@@ -1,0 +1,66 @@
+"""Every error that metaalign raises on purpose.
+
+Each class is also the standard exception that it specialises. None takes extra constructor
+arguments: Ray pickles exceptions between processes.
+
+    MetaAlignError
+    ├── ConfigError (ValueError)         a setting, or settings that disagree
+    ├── DataError (ValueError)           a file, a glob or a token store that cannot be used
+    │   └── RowError                     one source row; it is quarantined, the job goes on
+    ├── TemplateError (ValueError)       a tokenizer that cannot carry the template, or another template
+    ├── ModelError (ValueError)          a model that cannot be loaded, trained or fed as asked
+    │   └── LayoutError                  its attention cannot be fed as prefix trees or single sequences
+    ├── PlanError (ValueError)           examples that cannot be laid out in steps
+    ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite, a changed resume
+    ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
+    ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
+    └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
+"""
+
+
+class MetaAlignError(Exception):
+    """Catch this for anything that metaalign raises on purpose."""
+
+
+class ConfigError(MetaAlignError, ValueError):
+    """A setting that is unknown, mistyped, out of bounds, or at odds with another."""
+
+
+class DataError(MetaAlignError, ValueError):
+    """Data that cannot be read, or too much of it that is bad."""
+
+
+class RowError(DataError):
+    """One source row that cannot become an example. It is quarantined with this message."""
+
+
+class TemplateError(MetaAlignError, ValueError):
+    """A tokenizer that cannot carry the template, or a template other than the one expected."""
+
+
+class ModelError(MetaAlignError, ValueError):
+    """A model that cannot be loaded, trained or fed as asked."""
+
+
+class LayoutError(ModelError):
+    """An architecture whose attention cannot be fed as the layout setting asks."""
+
+
+class PlanError(MetaAlignError, ValueError):
+    """Examples that cannot be laid out in steps under the given budget."""
+
+
+class TrainingError(MetaAlignError, RuntimeError):
+    """A training run that must stop."""
+
+
+class CheckpointError(MetaAlignError, RuntimeError):
+    """A checkpoint that is missing, incomplete or belongs to another run."""
+
+
+class TrackingError(MetaAlignError, RuntimeError):
+    """The tracking store could not be reached when the run was opened."""
+
+
+class RequestError(MetaAlignError, ValueError):
+    """An HTTP request that cannot be answered as it stands."""

@@ -1,0 +1,1 @@
+"""Does the model follow what it was told?"""

@@ -1,0 +1,227 @@
+"""The one record of the house: a prompt and its judged responses.
+
+Knows no file format, no tokenizer and no Ray. A pair, as `Example.to_row` writes it:
+
+    {"system_info": "Always answer in capitals.", "user_info": "I am Ana.",
+     "turns": [{"role": "user", "text": "What is the capital of Peru?", "user_info": ""}],
+     "responses": [
+        {"text": "LIMA.", "scores": [{"objective": "preference", "value": 1.0}], "desirable": true},
+        {"text": "Lima.", "scores": [{"objective": "preference", "value": 0.0}], "desirable": null}],
+     "weight": 1.0, "margin": 0.0, "order_by": "preference",
+     "tags": [{"key": "recipe", "value": "priority"}, {"key": "split", "value": "train"}],
+     "conversation": "peru-17", "source": {"file": "pairs.jsonl", "row": 41}}
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from metaalign.errors import RowError
+
+PREFERENCE = "preference"
+"""The objective of data that has only one."""
+
+TRAIN, HELD_OUT = "train", "held_out"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. `user_info`, on a user's turn, replaces the User Info from there on."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    user_info: str = ""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer and how it was judged. A missing score means that nobody judged it."""
+
+    text: str
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    desirable: bool | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an example came from: the file, and the source row in it, from 0."""
+
+    file: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt in three tiers and K judged responses.
+
+    K = 1 serves SFT, K = 2 is a preference pair, K > 2 a ranking.
+    """
+
+    turns: tuple[Turn, ...]
+    responses: tuple[Response, ...]
+    source: Source
+    system_info: str = ""
+    user_info: str = ""
+    weight: float = 1.0
+    margin: float = 0.0
+    order_by: str = PREFERENCE
+    tags: Mapping[str, str] = field(default_factory=dict)
+    conversation: str = ""
+
+    def validate(self) -> None:
+        """Refuse what no loss could use.
+
+        Raises:
+            RowError: names the field and its value.
+        """
+        if not self.turns or self.turns[-1].role != "user":
+            raise RowError("turns must end in a user's query")
+        for turn in self.turns:
+            if not turn.text.strip():
+                raise RowError(f"a {turn.role} turn is empty")
+            if turn.user_info and turn.role != "user":
+                raise RowError("only a user's turn may update the user_info")
+        for first, second in zip(self.turns, self.turns[1:], strict=False):
+            if first.role == second.role:
+                raise RowError(f"two {first.role} turns follow each other")
+        if self.turns[0].role != "user":
+            raise RowError("the first turn must be the user's")
+        if not self.responses:
+            raise RowError("there is no response")
+        if any(not response.text.strip() for response in self.responses):
+            raise RowError("a response is empty")
+        texts = [response.text for response in self.responses]
+        if len(set(texts)) < len(texts):
+            raise RowError("two responses are equal")
+        if not math.isfinite(self.weight) or self.weight <= 0:
+            raise RowError(f"weight must be a positive number, got {self.weight!r}")
+        if not math.isfinite(self.margin):
+            raise RowError(f"margin must be a finite number, got {self.margin!r}")
+        self._validate_texts()
+
+    def _validate_texts(self) -> None:
+        texts = [self.system_info, self.user_info]
+        texts += [text for turn in self.turns for text in (turn.text, turn.user_info)]
+        texts += [response.text for response in self.responses]
+        for text in texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise RowError(f"text is not valid UTF-8: {error.reason}") from error
+
+    def order_scores(self) -> list[float | None]:
+        """(K,) the scores of the objective that orders the responses."""
+        return [response.scores.get(self.order_by) for response in self.responses]
+
+    def to_row(self) -> dict[str, Any]:
+        """The example as plain values that fit `EXAMPLE_SCHEMA`."""
+        return {
+            "system_info": self.system_info,
+            "user_info": self.user_info,
+            "turns": [vars(turn) for turn in self.turns],
+            "responses": [
+                {
+                    "text": response.text,
+                    "scores": [
+                        {"objective": name, "value": value}
+                        for name, value in response.scores.items()
+                    ],
+                    "desirable": response.desirable,
+                }
+                for response in self.responses
+            ],
+            "weight": self.weight,
+            "margin": self.margin,
+            "order_by": self.order_by,
+            "tags": [{"key": key, "value": value} for key, value in self.tags.items()],
+            "conversation": self.conversation,
+            "source": vars(self.source),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Example":
+        """The inverse of `to_row`."""
+        return cls(
+            system_info=row["system_info"],
+            user_info=row["user_info"],
+            turns=tuple(Turn(**turn) for turn in row["turns"]),
+            responses=tuple(
+                Response(
+                    text=response["text"],
+                    scores={score["objective"]: score["value"] for score in response["scores"]},
+                    desirable=response["desirable"],
+                )
+                for response in row["responses"]
+            ),
+            weight=row["weight"],
+            margin=row["margin"],
+            order_by=row["order_by"],
+            tags={tag["key"]: tag["value"] for tag in row["tags"]},
+            conversation=row["conversation"],
+            source=Source(**row["source"]),
+        )
+
+
+_TAG = pa.struct([("key", pa.string()), ("value", pa.string())])
+_SCORE = pa.struct([("objective", pa.string()), ("value", pa.float64())])
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("system_info", pa.string()),
+        ("user_info", pa.string()),
+        (
+            "turns",
+            pa.list_(
+                pa.struct(
+                    [("role", pa.string()), ("text", pa.string()), ("user_info", pa.string())]
+                )
+            ),
+        ),
+        (
+            "responses",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("text", pa.string()),
+                        ("scores", pa.list_(_SCORE)),
+                        ("desirable", pa.bool_()),
+                    ]
+                )
+            ),
+        ),
+        ("weight", pa.float64()),
+        ("margin", pa.float64()),
+        ("order_by", pa.string()),
+        ("tags", pa.list_(_TAG)),
+        ("conversation", pa.string()),
+        ("source", pa.struct([("file", pa.string()), ("row", pa.int64())])),
+    ]
+)
+
+
+def best_response(scores: Sequence[float | None], desirable: Sequence[bool | None]) -> int | None:
+    """The response that SFT trains: the highest-scored that is not marked undesirable.
+
+    Args:
+        scores: (K,) a response without a score counts below every score.
+        desirable: (K,) true, false or unknown.
+
+    Returns:
+        Its position, the first of equals, or None where every response is undesirable.
+    """
+    allowed = [k for k, good in enumerate(desirable) if good is not False]
+    if not allowed:
+        return None
+    return max(allowed, key=lambda k: (-math.inf if scores[k] is None else scores[k], -k))
+
+
+def ordered_pairs(scores: Sequence[float | None]) -> list[tuple[int, int]]:
+    """Every (better, worse) of two responses whose scores differ."""
+    return [
+        (better, worse)
+        for better, high in enumerate(scores)
+        for worse, low in enumerate(scores)
+        if high is not None and low is not None and high > low
+    ]

@@ -1,0 +1,1 @@
+"""Numpy only: index in, rows out."""

@@ -1,0 +1,1 @@
+"""Ray Train and DeepSpeed: rows in, checkpoints and Hugging Face folders out."""
