@@ -1,0 +1,284 @@
+"""MetaAlign's four sub-datasets, written by rule over checkable preferences.
+
+https://arxiv.org/abs/2410.14184, section 3: priority (System Info wins over User Info),
+helpful-based (criteria and their doubles, safety-first against helpfulness-first), consensus
+(what was not asked for changes nothing) and diverse-opinion (the persona decides). Examples 2k
+and 2k + 1 hold the same responses under opposed meta-prompts, labels flipped: that is what makes
+a model listen. An example depends on (seed, its number) alone. Knows no tokenizer and no Ray.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from metaalign.config.prepare import RecipesConfig
+from metaalign.errors import ConfigError
+from metaalign.examples import HELD_OUT, PREFERENCE, TRAIN, Example, Response, Source, Turn
+from metaalign.preferences import (
+    FAMILIES,
+    QUESTIONS,
+    Preference,
+    Question,
+    compatible,
+    write_answer,
+)
+
+Preferences = tuple[Preference, ...]
+
+BACKGROUNDS = (
+    "I am a pilot.",
+    "I work at night.",
+    "My house is old.",
+    "I have two sisters.",
+    "I walk to work.",
+    "I study physics.",
+    "I live near a harbour.",
+    "I retired last year.",
+)
+IDENTITIES = ("You are a helpful assistant.", "You work for a library.", "You answer questions.")
+
+RECIPES = {"priority": 35, "helpful": 40, "consensus": 11, "opinion": 14}
+"""The recipes and how many examples of a hundred each writes."""
+
+
+def count_examples(config: RecipesConfig) -> int:
+    """Examples of both splits: those to train on, then one held-out example a case."""
+    return config.examples + config.cases
+
+
+def write_examples(config: RecipesConfig, *, seed: int, start: int, stop: int) -> list[Example]:
+    """Examples number `start` to `stop` - 1.
+
+    From number `config.examples` on they are held out: they put only such questions to a
+    preference family as training never sees it with.
+    """
+    return [_example(config, seed=seed, number=number) for number in range(start, stop)]
+
+
+def axis(family: str) -> str:
+    """The name that a family shares with its declared opposite."""
+    return min(family, FAMILIES[family].opposite or family)
+
+
+def is_held_out(question: Question, family: str, *, seed: int, ratio: float) -> bool:
+    """Whether training never sees this question with this family, nor with its opposite.
+
+    Of two questions that ask for each other's words at most one is held out, so that training
+    has met every word in every spelling.
+    """
+    couple = question.couple or question.id
+    draw = _draw(f"{seed}/{couple}/{question.language}/{axis(family)}")
+    if question.couple and question.subject > question.answer:
+        draw = 1.0 - draw
+    return draw < ratio
+
+
+@functools.cache
+def questions_for(family: str) -> tuple[Question, ...]:
+    """The questions that a preference of this family can be asked with."""
+    return tuple(
+        question
+        for question in QUESTIONS.values()
+        if question.kind in FAMILIES[family].kinds
+        and (question.language == "English" or FAMILIES[family].slot in ("language", "case"))
+    )
+
+
+@functools.cache
+def split_questions(
+    family: str, *, seed: int, ratio: float, held_out: bool
+) -> tuple[Question, ...]:
+    """The questions that this family is asked with in training, or those held out of it."""
+    return tuple(
+        question
+        for question in questions_for(family)
+        if is_held_out(question, family, seed=seed, ratio=ratio) == held_out
+    )
+
+
+def draw_preference(family: str, question: Question, rng: Random) -> Preference:
+    """A preference of the family, its parameter drawn, that the question's default disobeys."""
+    parameters = list(FAMILIES[family].parameters)
+    if family == "stance":
+        parameters = [question.subject, question.answer]
+    return Preference(family, rng.choice(parameters))
+
+
+def draw_partner(
+    preference: Preference, question: Question, rng: Random, allowed: Callable[[str], bool]
+) -> Preference | None:
+    """A second preference that one answer can obey together with the first, if there is one."""
+    partners = [
+        family
+        for family in FAMILIES
+        if question.kind in FAMILIES[family].kinds
+        and compatible(preference, Preference(family, FAMILIES[family].parameters[0]))
+        and allowed(family)
+    ]
+    if not partners:
+        return None
+    return draw_preference(rng.choice(partners), question, rng)
+
+
+def _draw(key: str) -> float:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+class _Draft(NamedTuple):
+    """An example before it is put in words."""
+
+    question: Question
+    system: Preferences | str
+    user: Preferences | str
+    chosen: Preferences
+    rejected: Preferences
+    family: str
+    conflict: str = ""
+
+
+Asked = Callable[[str], Sequence[Question]]
+"""The questions of the split that a family is asked with."""
+
+
+def _example(config: RecipesConfig, *, seed: int, number: int) -> Example:
+    rng = Random(f"{seed}/example/{number // 2}")
+    held_out = number >= config.examples
+    recipe = rng.choices(list(RECIPES), weights=list(RECIPES.values()))[0]
+    if held_out and recipe == "consensus":
+        recipe = "helpful"
+    draft = {
+        "priority": _priority,
+        "helpful": functools.partial(_helpful, doubles=config.max_preferences > 1),
+        "consensus": _consensus,
+        "opinion": _opinion,
+    }[recipe]
+
+    def asked(family: str) -> tuple[Question, ...]:
+        return split_questions(family, seed=seed, ratio=config.held_out_ratio, held_out=held_out)
+
+    drawn = draft(rng, asked, flipped=bool(number % 2))
+    voice = Random(f"{seed}/voice/{number}")
+    query = Random(f"{seed}/query/{number // 2}").choice(drawn.question.phrasings)
+    return Example(
+        system_info=say(drawn.system, "system_info", voice),
+        user_info=say(drawn.user, "user_info", voice),
+        turns=(Turn("user", query),),
+        responses=(
+            Response(write_answer(drawn.question, drawn.chosen), {PREFERENCE: 1.0}, True),
+            Response(write_answer(drawn.question, drawn.rejected), {PREFERENCE: 0.0}),
+        ),
+        source=Source(file="recipes", row=number),
+        tags={
+            "recipe": recipe,
+            "family": drawn.family,
+            "conflict": drawn.conflict,
+            "split": HELD_OUT if held_out else TRAIN,
+        },
+        conversation=f"recipes/{number // 2}",
+    )
+
+
+def say(wishes: Sequence[Preference] | str, tier: str, rng: Random) -> str:
+    """The text of one tier: preferences in that tier's voice, or a text as it stands."""
+    if isinstance(wishes, str):
+        return wishes
+    return " ".join(preference.say(tier, rng) for preference in wishes)
+
+
+def _draw_wish(families: Sequence[str], rng: Random, asked: Asked) -> tuple[Question, Preference]:
+    family = rng.choice(families)
+    questions = asked(family)
+    if not questions:
+        raise ConfigError(
+            f"recipes.held_out_ratio leaves one split without a question for the family {family!r}"
+        )
+    question = rng.choice(questions)
+    return question, draw_preference(family, question, rng)
+
+
+def _priority(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
+    """One cell of the matrix {system says P, says not-P, is silent} x {user the same}."""
+    question, first = _draw_wish(list(FAMILIES), rng, asked)
+    second = rng.choice(first.opposites(question))
+    if flipped:
+        first, second = second, first
+    cell = rng.choices(("against", "agree", "system", "user"), weights=(6, 1, 1, 1))[0]
+    return _Draft(
+        question,
+        system=() if cell == "user" else (first,),
+        user={"against": (second,), "agree": (first,), "system": (), "user": (first,)}[cell],
+        chosen=(first,),
+        rejected=(second,),
+        family=first.family,
+        conflict=cell,
+    )
+
+
+def _helpful(rng: Random, asked: Asked, *, flipped: bool, doubles: bool) -> _Draft:
+    """One criterion or two at once, from one speaker or one from each."""
+    families = [name for name, family in FAMILIES.items() if family.kinds != ("opinion",)]
+    question, first = _draw_wish(families, rng, asked)
+    second = rng.choice(first.opposites(question))
+    both: Preferences = ()
+    if doubles and rng.random() < 0.6:
+        partner = draw_partner(first, question, rng, lambda name: question in asked(name))
+        both = (partner,) if partner and compatible(second, partner) else ()
+    if flipped:
+        first, second = second, first
+    wishes, rejected = (first, *both), (second, *both)
+    if both and rng.random() < 0.3:
+        half = (rng.choice(wishes),)
+        if write_answer(question, half) != write_answer(question, wishes):
+            rejected = half
+    spoken = list(wishes)
+    rng.shuffle(spoken)
+    cut = rng.choice((0, 0, 1)) if both else rng.choice((0, 0, 0, 1))
+    identity = rng.choice(IDENTITIES) if rng.random() < 0.2 else ""
+    return _Draft(
+        question,
+        system=tuple(spoken[:cut]) or identity,
+        user=tuple(spoken[cut:]),
+        chosen=wishes,
+        rejected=rejected,
+        family=first.family,
+    )
+
+
+def _consensus(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
+    """The plain answer, whatever the user's background, against a style that nobody asked for."""
+    families: list[str] = []
+    while not families:
+        kind = rng.choices(("fact", "risk", "opinion"), weights=(5, 3, 2))[0]
+        question = rng.choice([known for known in QUESTIONS.values() if known.kind == kind])
+        families = [name for name in FAMILIES if question in asked(name)]
+    unasked = draw_preference(rng.choice(families), question, rng)
+    if write_answer(question, (unasked,)) == write_answer(question, ()):
+        unasked = rng.choice(unasked.opposites(question))
+    return _Draft(
+        question,
+        system=rng.choice(IDENTITIES) if rng.random() < 0.3 else "",
+        user=rng.choice(BACKGROUNDS) if flipped or rng.random() < 0.3 else "",
+        chosen=(),
+        rejected=(unasked,),
+        family="none",
+    )
+
+
+def _opinion(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
+    """The persona's side against the other one."""
+    question, first = _draw_wish(["stance"], rng, asked)
+    (second,) = first.opposites(question)
+    if flipped:
+        first, second = second, first
+    by_system = rng.random() < 0.2
+    return _Draft(
+        question,
+        system=(first,) if by_system else "",
+        user=rng.choice(BACKGROUNDS) if by_system else (first,),
+        chosen=(first,),
+        rejected=(second,),
+        family="stance",
+    )
