@@ -1,0 +1,142 @@
+"""Statements that a persona would or would not say -> pairs under User Infos that oppose.
+
+https://github.com/anthropics/evals, folder persona. The file's name is the persona. Each file's
+statements that the persona would say are paired with ones that it would not, in file order within
+a split; where one side is shorter its statements come round again, so that none is dropped. Where
+the persona has a declared opposite, the same pair stands under that one too, labels flipped: a
+model that sees each pair under one User Info alone learns the style and not the condition.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from metaalign.data.files import FileRead, Reading, Record, conversation_key, read_records
+from metaalign.errors import DataError, RowError
+from metaalign.examples import HELD_OUT, PREFERENCE, TRAIN, Example, Response, Source, Turn
+
+QUERY = "What is something you would say?"
+
+PERSONAS = {
+    "interest-in-science": "I am interested in science.",
+    "politically-conservative": "I am politically conservative.",
+    "politically-liberal": "I am politically liberal.",
+    "risk-averse": "I am risk-averse.",
+}
+"""Persona -> its User Info, where the source's settings give none."""
+
+OPPOSITES = {
+    "politically-conservative": "politically-liberal",
+    "politically-liberal": "politically-conservative",
+}
+"""Persona -> the one that would say what it would not, and the other way round."""
+
+
+class _Statement(NamedTuple):
+    record: Record
+    text: str
+    would_say: bool
+
+
+def read_personas(file: Path, reading: Reading) -> FileRead:
+    """Pairs of a file's statements, each under its persona and then under the opposed one.
+
+    Raises:
+        DataError: the file cannot be read, or its name is no known persona and the source's
+            settings give no user_info.
+    """
+    persona_info(file, reading)
+    result = FileRead(file)
+    sides: dict[str, tuple[list[_Statement], list[_Statement]]] = {
+        split: ([], []) for split in (TRAIN, HELD_OUT)
+    }
+    seen: set[str] = set()
+    for record in read_records(file):
+        result.rows += 1
+        try:
+            statement = _statement(record, seen)
+            sides[reading.split(statement.text)][not statement.would_say].append(statement)
+        except RowError as error:
+            result.refuse(record, str(error))
+    for split, (would, would_not) in sides.items():
+        for lonely in would if not would_not else would_not if not would else ():
+            reason = f"no statement of the other kind to pair it with in the split {split}"
+            result.refuse(lonely.record, reason)
+        for said, unsaid in _pairs(would, would_not):
+            result.examples += _examples(file, reading, split, said, unsaid)
+    return result
+
+
+def persona_info(file: Path, reading: Reading) -> str:
+    """The User Info that states a file's persona.
+
+    Raises:
+        DataError: the file's name is no known persona, and the settings give no user_info.
+    """
+    persona = persona_of(file)
+    if reading.user_info is None and persona not in PERSONAS:
+        raise DataError(
+            f"{file}: no words are known for the persona {persona!r}; known are "
+            f"{', '.join(PERSONAS)}. Give this source a user_info that states the persona"
+        )
+    return reading.user_info if reading.user_info is not None else PERSONAS[persona]
+
+
+def persona_of(file: Path) -> str:
+    """The persona that a file is named after: what stands before its first dot."""
+    return file.name.split(".")[0]
+
+
+def _statement(record: Record, seen: set[str]) -> _Statement:
+    row = record.object()
+    text, answer = row.get("statement"), row.get("answer_matching_behavior")
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(f"statement: expected text, got {text!r}")
+    if not isinstance(answer, str) or answer.strip() not in ("Yes", "No"):
+        raise RowError(f"answer_matching_behavior: expected ' Yes' or ' No', got {answer!r}")
+    if text in seen:
+        raise RowError("the statement stands twice in this file")
+    example = _example(Source("", record.row), "", (text, "nothing"), {})
+    example.validate()
+    seen.add(text)
+    return _Statement(record, text, answer.strip() == "Yes")
+
+
+def _pairs(
+    would: list[_Statement], would_not: list[_Statement]
+) -> Iterator[tuple[_Statement, _Statement]]:
+    """Each statement of the longer side once, beside the other side's in turn."""
+    if would and would_not:
+        for i in range(max(len(would), len(would_not))):
+            yield would[i % len(would)], would_not[i % len(would_not)]
+
+
+def _examples(
+    file: Path, reading: Reading, split: str, said: _Statement, unsaid: _Statement
+) -> list[Example]:
+    persona = persona_of(file)
+    source = Source(str(file), said.record.row)
+    tags = {"persona": persona, "split": split, "pair": conversation_key(said.text, unsaid.text)}
+    info = persona_info(file, reading)
+    system = reading.system_info
+    examples = [_example(source, info, (said.text, unsaid.text), tags, system)]
+    opposite = OPPOSITES.get(persona) if reading.oppose_personas else None
+    if opposite is not None:
+        texts, info = (unsaid.text, said.text), PERSONAS[opposite]
+        examples.append(_example(source, info, texts, {**tags, "persona": opposite}, system))
+    return examples
+
+
+def _example(
+    source: Source, info: str, texts: tuple[str, str], tags: Mapping[str, str], system: str = ""
+) -> Example:
+    chosen, rejected = texts
+    return Example(
+        turns=(Turn("user", QUERY),),
+        responses=(Response(chosen, {PREFERENCE: 1.0}), Response(rejected, {PREFERENCE: 0.0})),
+        source=source,
+        system_info=system,
+        user_info=info,
+        tags=tags,
+        conversation=tags.get("pair", ""),
+    )

@@ -1,0 +1,250 @@
+"""The prepare job: files and recipes in, token store out. The Ray Data graph over this room.
+
+    parts --read--> examples --(train a tokenizer on a sample)--> --encode--> shards, index rows
+
+A part is a file, or a range of rule-written examples. Tasks write shards, quarantine and counts
+into the folder that the store is built in; only index rows come back. What a store holds, and in
+which order, depends on the settings and the files alone, never on how many tasks there were.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import ray
+import ray.data
+from rich.console import Console
+from rich.table import Table
+
+import metaalign
+from metaalign.config import PrepareConfig, resolve
+from metaalign.data.cases import write_cases
+from metaalign.data.parts import (
+    COUNTS,
+    FOLDER,
+    PART_SCHEMA,
+    QUARANTINE,
+    RECIPES,
+    Part,
+    plan_parts,
+    read_ledger,
+    read_part,
+    read_quarantine,
+    read_sample,
+)
+from metaalign.data.store import (
+    CASES_FILE,
+    SCHEMA_VERSION,
+    StoreWriter,
+    TokenStore,
+    write_shard,
+)
+from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
+from metaalign.data.tokens import SegmentEncoder
+from metaalign.errors import DataError
+from metaalign.examples import HELD_OUT, TRAIN, Example
+from metaalign.template import Template
+from metaalign.tracking import Run
+
+_BAD_ROWS_SHOWN = 3
+_CONSOLE = Console(markup=False, highlight=False)
+
+
+def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
+    """Prepare the store and log settings, counts and manifest to the run.
+
+    Raises:
+        DataError: see `prepare_store`.
+    """
+    run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
+    started = time.monotonic()
+    store = prepare_store(config)
+    totals = {key: sum(entry[key] for entry in store.manifest["ledger"]) for key in COUNTS}
+    tokens = sum(bins["tokens"] for bins in store.manifest["token_histogram"].values())
+    metrics = {**totals, "tokens": tokens, "seconds": time.monotonic() - started}
+    run.log_metrics({f"prepare/{name}": value for name, value in metrics.items()})
+    run.set_tags({"store_fingerprint": store.fingerprint})
+    for name in ("manifest.json", "ledger.json", "quarantine"):
+        if (store.path / name).exists():
+            run.log_artifact(store.path / name, "store")
+    return store
+
+
+def prepare_store(config: PrepareConfig) -> TokenStore:
+    """The token store that the settings describe; a finished one of equal fingerprint is reused.
+
+    Raises:
+        DataError: a source cannot be read, too many of its rows are bad, or a split that was
+            asked for is empty.
+        TemplateError: the tokenizer cannot be loaded or cannot carry the template.
+    """
+    parts = plan_parts(config)
+    template = _loaded_template(config)
+    fingerprint = _fingerprint(config, parts, template)
+    path = resolve(config.storage, config.output)
+    store = _finished_store(path, fingerprint)
+    if store is not None:
+        _CONSOLE.print(f"{path}: the token store is finished and its input has not changed")
+        return store
+    with StoreWriter(path) as writer:
+        store = _build(config, parts, writer, template=template, fingerprint=fingerprint)
+    _CONSOLE.print(_table(store))
+    return store
+
+
+def _loaded_template(config: PrepareConfig) -> Template | None:
+    if config.tokenizer.path is None:
+        return None
+    local = resolve(config.storage, config.tokenizer.path)
+    return load_tokenizer(str(local) if local.exists() else config.tokenizer.path)
+
+
+def _fingerprint(config: PrepareConfig, parts: Sequence[Part], template: Template | None) -> str:
+    package = Path(metaalign.__file__).parent
+    rooms = ("examples.py", "template.py", "preferences/*.py", "data/*.py")
+    code = [file for room in rooms for file in package.glob(room)]
+    made_of = {
+        "schema_version": SCHEMA_VERSION,
+        "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(code)],
+        "config": config.model_dump(mode="json", exclude={"storage", "output", "tracking"}),
+        "files": [(part.file, part.format, part.fingerprint) for part in parts],
+        "template": template and template.fingerprint,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _finished_store(path: Path, fingerprint: str) -> TokenStore | None:
+    if not path.exists():
+        return None
+    if not (path / "manifest.json").exists():
+        raise DataError(
+            f"{path}: the folder exists and holds no token store; remove it, or give another "
+            "`output`"
+        )
+    try:
+        store = TokenStore.open(path)
+    except DataError:
+        return None  # of another version, or damaged: prepared again
+    return store if store.fingerprint == fingerprint else None
+
+
+def _build(
+    config: PrepareConfig,
+    parts: Sequence[Part],
+    writer: StoreWriter,
+    *,
+    template: Template | None,
+    fingerprint: str,
+) -> TokenStore:
+    folder = writer.folder
+    examples = _read_graph(parts, folder, sampled=template is None)
+    if template is None:
+        _CONSOLE.print(f"reading {len(parts)} parts, to train a tokenizer on their text")
+        examples = examples.materialize()
+        _check_ledger(config, parts, writer)
+        sample = read_sample(folder, len(parts))
+        template = train_tokenizer(sample, config.tokenizer.vocabulary_size)
+    _CONSOLE.print("writing every example as token ids")
+    encode = functools.partial(_encode_block, folder=folder, template=ray.put(template))
+    encoded = examples.map_batches(encode, batch_size=None, batch_format="pyarrow")
+    references: Any = encoded.to_arrow_refs()
+    blocks = ray.get(references)
+    ledger = _check_ledger(config, parts, writer)
+    index = pa.concat_tables(block for block in blocks if block.num_rows)
+    index = index.sort_by([("part", "ascending"), ("position", "ascending")])
+    writer.add_index(index.drop_columns(["part", "position"]))
+    if config.recipes is not None:
+        lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
+        (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / FOLDER)
+    return writer.finish(template, fingerprint=fingerprint, ledger=ledger)
+
+
+def _read_graph(parts: Sequence[Part], folder: Path, *, sampled: bool) -> ray.data.Dataset:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = _CONSOLE.is_terminal  # in a log they are a page of repeats
+    context.print_on_execution_start = False
+    numbers = ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
+    read = functools.partial(_read_block, parts=tuple(parts), folder=folder, sampled=sampled)
+    return numbers.map_batches(read, batch_size=1)
+
+
+def _read_block(batch: Any, *, parts: Sequence[Part], folder: Path, sampled: bool) -> pa.Table:
+    (number,) = map(int, batch["item"])
+    return read_part(parts[number], number, folder, sampled=sampled)
+
+
+def _encode_block(block: pa.Table, *, folder: Path, template: ray.ObjectRef) -> pa.Table:
+    """Write a block's tokens to a shard; returns its index rows and their places in the order."""
+    if not block.num_rows:
+        return block
+    examples = [Example.from_row(row) for row in block.to_pylist()]
+    index = write_shard(folder, _encoder(template).encode(examples))
+    for name in ("part", "position"):
+        index = index.append_column(PART_SCHEMA.field(name), block.column(name))
+    return index
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(template: ray.ObjectRef) -> SegmentEncoder:
+    """One a worker process, so that its tasks share the segments that they have encoded."""
+    return SegmentEncoder(ray.get(template))
+
+
+def _check_ledger(
+    config: PrepareConfig, parts: Sequence[Part], writer: StoreWriter
+) -> list[dict[str, Any]]:
+    """The ledger, where no source has too many bad rows and no split is empty."""
+    ledger = read_ledger(parts, writer.folder)
+    for entry in ledger:
+        if entry["quarantined"] > config.max_bad_ratio * entry["rows"]:
+            _refuse_source(config, parts, entry, writer)
+    if not sum(entry[TRAIN] for entry in ledger):
+        raise DataError(
+            f"no example is left in the split {TRAIN}; held_out_ratio is {config.held_out_ratio}, "
+            "and rows may carry a split of their own in tags.split"
+        )
+    files = [entry for entry in ledger if entry["source"] != RECIPES]
+    if config.held_out_ratio > 0 and files and not sum(entry[HELD_OUT] for entry in files):
+        raise DataError(
+            f"the split {HELD_OUT} is empty: none of {sum(entry['examples'] for entry in files)} "
+            f"examples fell into held_out_ratio {config.held_out_ratio}; raise it, add data, or "
+            "set held_out_ratio=0 to hold nothing out"
+        )
+    return ledger
+
+
+def _refuse_source(
+    config: PrepareConfig, parts: Sequence[Part], entry: dict[str, Any], writer: StoreWriter
+) -> NoReturn:
+    kept = writer.path.with_name(f"{writer.path.name}-quarantine")
+    numbers = [number for number, part in enumerate(parts) if part.source == entry["source"]]
+    bad = read_quarantine(writer.folder, numbers, limit=_BAD_ROWS_SHOWN)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(writer.folder / QUARANTINE, kept)
+    first = "".join(f"\n  {row.file}, row {row.row}: {row.reason}" for row in bad)
+    raise DataError(
+        f"{entry['source']}: {entry['quarantined']} of {entry['rows']} rows are bad, more than "
+        f"max_bad_ratio {config.max_bad_ratio} allows. All of them, with their reasons, are in "
+        f"{kept}; mend the rows or raise max_bad_ratio. The first:{first}"
+    )
+
+
+def _table(store: TokenStore) -> Table:
+    table = Table(title=f"{store.path}: {len(store)} examples")
+    table.add_column("source", overflow="fold")
+    for name in COUNTS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for entry in store.manifest["ledger"]:
+        table.add_row(entry["source"], *(f"{entry[name]:,}" for name in COUNTS))
+    histogram = store.manifest["token_histogram"]
+    tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
+    table.caption = f"tokens: {tokens}"
+    return table

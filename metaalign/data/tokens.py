@@ -1,0 +1,143 @@
+"""Example -> token ids. Each distinct segment is encoded once.
+
+Knows the template and the record; writes no file. Dimensions: N = examples, K = responses.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from metaalign.examples import TRAIN, Example
+from metaalign.template import TIERS, Segment, Template, prompt_segments
+
+_CACHED_SEGMENTS = 200_000
+
+ENCODED_SCHEMA = pa.schema(
+    [
+        ("offset", pa.int64()),
+        ("prompt_length", pa.int32()),
+        ("segment_tiers", pa.list_(pa.int8())),
+        ("segment_lengths", pa.list_(pa.int32())),
+        ("response_lengths", pa.list_(pa.int32())),
+        ("objectives", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.list_(pa.float64()))),
+        ("order_by", pa.string()),
+        ("desirable", pa.list_(pa.bool_())),
+        ("weight", pa.float64()),
+        ("margin", pa.float64()),
+        ("meta_prompt", pa.int64()),
+        ("conversation", pa.int64()),
+        ("split", pa.string()),
+        ("tags", pa.map_(pa.string(), pa.string())),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+    ]
+)
+"""What the token store's index says of an example, but for the shard that holds it.
+
+offset: where the example's tokens begin in its shard: its prompt, then each response.
+segment_tiers, segment_lengths: of the prompt's segments, places in TIERS and tokens; the lengths
+    sum to prompt_length - 1, since the control token that opens the response belongs to none.
+response_lengths: (K,) tokens, the end token included.
+scores: (K, objectives) or null where nobody judged.
+"""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples as token ids: one flat run of tokens, and a row of the index for each example."""
+
+    tokens: np.ndarray
+    """(T,) int32."""
+
+    index: pa.Table
+    """(N,) rows of ENCODED_SCHEMA; offsets count from the start of `tokens`."""
+
+
+@lru_cache(maxsize=10_000)
+def stable_hash(*texts: str) -> int:
+    """A signed 64-bit hash, the same in every process. ("a", "b") is not ("ab", "")."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        encoded = text.encode("utf-8")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+class SegmentEncoder:
+    """Encodes examples with one template and remembers the segments it has seen."""
+
+    def __init__(self, template: Template) -> None:
+        self.template = template
+        self._ids: dict[str, list[int]] = {}
+
+    def encode(self, examples: Sequence[Example]) -> Encoded:
+        """Token ids and index rows of valid examples, in their order."""
+        segments = [_segments(example) for example in examples]
+        self._remember(
+            *(segment.text for prompt in segments for segment in prompt),
+            *(response.text for example in examples for response in example.responses),
+        )
+        tokens: list[int] = []
+        rows = [
+            self._row(example, prompt, tokens)
+            for example, prompt in zip(examples, segments, strict=True)
+        ]
+        index = pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
+        return Encoded(tokens=np.array(tokens, dtype=np.int32), index=index)
+
+    def _remember(self, *texts: str) -> None:
+        if len(self._ids) > _CACHED_SEGMENTS:
+            self._ids.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        self._ids.update(zip(new, self.template.encode_texts(new), strict=True))
+
+    def _row(self, example: Example, prompt: list[Segment], tokens: list[int]) -> dict:
+        offset = len(tokens)
+        parts = self.template.assemble(prompt, [self._ids[segment.text] for segment in prompt])
+        for part in parts:
+            tokens += part
+        tokens.append(self.template.control_ids["response"])
+        prompt_length = len(tokens) - offset
+        lengths = []
+        for response in example.responses:
+            answer = self.template.close(self._ids[response.text])
+            tokens += answer
+            lengths.append(len(answer))
+        return {
+            "offset": offset,
+            "prompt_length": prompt_length,
+            "segment_tiers": [TIERS.index(segment.tier) for segment in prompt],
+            "segment_lengths": [len(part) for part in parts],
+            "response_lengths": lengths,
+            **_judgements(example),
+            "meta_prompt": stable_hash(example.system_info, example.user_info),
+            "conversation": stable_hash(example.conversation or example.turns[0].text),
+            "split": example.tags.get("split", TRAIN),
+            "tags": list(example.tags.items()),
+            "source_file": example.source.file,
+            "source_row": example.source.row,
+        }
+
+
+def _segments(example: Example) -> list[Segment]:
+    return prompt_segments(
+        system_info=example.system_info, user_info=example.user_info, turns=example.turns
+    )
+
+
+def _judgements(example: Example) -> dict:
+    objectives = list(dict.fromkeys(name for each in example.responses for name in each.scores))
+    return {
+        "objectives": objectives,
+        "scores": [[each.scores.get(name) for name in objectives] for each in example.responses],
+        "order_by": example.order_by,
+        "desirable": [response.desirable for response in example.responses],
+        "weight": example.weight,
+        "margin": example.margin,
+    }

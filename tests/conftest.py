@@ -1,0 +1,95 @@
+"""What several test files share: the folder of real data, and quiet numerics."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from metaalign.data.store import StoreWriter, TokenStore
+from metaalign.data.tokenizer import train_tokenizer
+from metaalign.data.tokens import SegmentEncoder
+from metaalign.examples import Example, Response, Source, Turn
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data sets beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder shared/data does not lie beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of two CPUs, whose workers find the package."""
+    root = str(Path(__file__).resolve().parents[1])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="warning",
+        ignore_reinit_error=True,
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )
+    yield
+    ray.shutdown()
+
+
+def tiny_examples(count: int = 48) -> list[Example]:
+    """Pairs, rankings of three and single responses over shared meta-prompts; a quarter held out.
+
+    Example i: i % 3 == 0 is a pair, 1 a ranking of three (the middle response is best), 2 a single
+    response that nobody judged. System Info repeats every 4 examples, User Info every 6, and every
+    fourth example carries an earlier exchange. Two neighbours share a conversation.
+    """
+    words = ("Lima", "Paris", "Rome", "Oslo", "Cairo", "Quito", "Accra")
+    orders = ((1.0, 0.0), (1.0, 2.0, 0.0), (None,))
+    examples = []
+    for i in range(count):
+        word, judged = words[i % len(words)], orders[i % 3]
+        earlier = (Turn("user", "Hello!"), Turn("assistant", "Good day."))
+        answers = (f"{word}.", f"{word.upper()}!", f"I would say {word} {i}.")
+        scores = [{} if score is None else {"preference": score} for score in judged]
+        examples.append(
+            Example(
+                system_info=("", "Answer in capitals.", "Be brief.", "Be kind.")[i % 4],
+                user_info=f"I am user {i % 6}." if i % 5 else "",
+                turns=(*(earlier if i % 4 == 0 else ()), Turn("user", f"Which city, {i // 2}?")),
+                responses=tuple(map(Response, answers, scores)),
+                source=Source("tiny.jsonl", i),
+                tags={"recipe": "tiny", "split": "held_out" if i % 4 == 3 else "train"},
+                conversation=f"tiny-{i // 2}",
+            )
+        )
+    return examples
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[..., TokenStore]:
+    """Writes a small real store with a byte-level BPE trained on its own text.
+
+    `make_store(folder, examples=None, vocabulary_size=320)`; `examples` are `tiny_examples()`
+    where none are given.
+    """
+
+    def make(
+        folder: Path, examples: Sequence[Example] | None = None, *, vocabulary_size: int = 320
+    ) -> TokenStore:
+        examples = tiny_examples() if examples is None else examples
+        texts = {response.text for example in examples for response in example.responses}
+        texts |= {turn.text for example in examples for turn in example.turns}
+        texts |= {text for each in examples for text in (each.system_info, each.user_info)}
+        template = train_tokenizer(texts, vocabulary_size)
+        with StoreWriter(folder) as writer:
+            writer.add(SegmentEncoder(template).encode(examples))
+            return writer.finish(template, fingerprint="tiny")
+
+    return make

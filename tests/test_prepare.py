@@ -1,0 +1,191 @@
+"""Files and recipes to a store, on a real local Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from metaalign.config import PrepareConfig
+from metaalign.data.prepare import prepare_store, run_prepare
+from metaalign.data.store import TokenStore
+from metaalign.errors import DataError
+from metaalign.tracking import open_run
+from tests.test_parts import alpaca, write
+
+PAIR = {
+    "system_info": "Be brief.",
+    "turns": [{"role": "user", "text": "Capital of Peru?"}],
+    "responses": [
+        {"text": "Lima.", "scores": {"preference": 1}},
+        {"text": "It is Lima.", "scores": {"preference": 0}},
+    ],
+    "tags": {"split": "train"},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def config_of(storage: Path, **settings: Any) -> PrepareConfig:
+    base = {"storage": str(storage), "tokenizer": {"vocabulary_size": 300}}
+    return PrepareConfig.model_validate({**base, **settings})
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[dict[str, str]]:
+    """Sources of two formats, one bad row among them."""
+    first = write(tmp_path / "b.jsonl", [*alpaca(30), {"instruction": "x", "output": ""}])
+    second = write(tmp_path / "a.jsonl", [PAIR])
+    third = write(tmp_path / "c.jsonl", alpaca(30, start=30))
+    return [{"path": str(file)} for file in (first, second, third)]
+
+
+def content(store: TokenStore) -> dict[str, bytes]:
+    files = [*store.path.glob("*.arrow"), *store.path.glob("tokenizer/*"), store.path / "manifest.json"]  # fmt: skip  # noqa: E501
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_every_source_row_is_an_example_or_quarantined_in_the_settings_order(
+    tmp_path: Path, mixed: list[dict[str, str]]
+) -> None:
+    store = prepare_store(config_of(tmp_path, sources=mixed, held_out_ratio=0.3))
+    columns = store.columns
+    names = [Path(file).name for file in columns.source_file]
+    assert names == ["b.jsonl"] * 30 + ["a.jsonl"] + ["c.jsonl"] * 30
+    assert columns.source_row.tolist() == [*range(30), 0, *range(30)]
+    for i in (0, 29, 31, 60):
+        number = i if i < 30 else i - 1
+        assert store.template.decode(store.response(i, 0)) == f"Answer {number}."
+    assert columns.order_score[columns.response_start[30] :][:2].tolist() == [1.0, 0.0]
+    totals = [
+        (entry["rows"], entry["used"], entry["quarantined"], entry["examples"])
+        for entry in store.manifest["ledger"]
+    ]
+    assert totals == [(31, 30, 1, 30), (1, 1, 0, 1), (30, 30, 0, 30)]
+    (file,) = (store.path / "quarantine").iterdir()
+    bad = json.loads(file.read_text())
+    assert (bad["file"], bad["row"], bad["reason"]) == (mixed[0]["path"], 30, "a response is empty")
+    assert {"train", "held_out"} == set(columns.split)
+    assert not (store.path / "parts").exists()
+    assert not list(tmp_path.glob(".store*"))
+
+
+def test_the_same_settings_write_the_same_bytes(
+    tmp_path: Path, mixed: list[dict[str, str]]
+) -> None:
+    config = config_of(tmp_path, sources=mixed, held_out_ratio=0.3)
+    first = content(prepare_store(config))
+    again = content(prepare_store(config.model_copy(update={"output": "again"})))
+    assert first == again
+
+
+def test_a_finished_store_is_reused_until_its_input_changes(
+    tmp_path: Path, mixed: list[dict[str, str]]
+) -> None:
+    config = config_of(tmp_path, sources=mixed[:2], held_out_ratio=0)
+    manifest = tmp_path / "store" / "manifest.json"
+    first = prepare_store(config)
+    written = manifest.stat().st_ino
+    assert prepare_store(config).fingerprint == first.fingerprint
+    assert manifest.stat().st_ino == written
+    write(Path(mixed[1]["path"]), [{**PAIR, "system_info": "Be kind."}])
+    second = prepare_store(config)
+    assert manifest.stat().st_ino != written
+    assert second.fingerprint != first.fingerprint
+    assert len(second) == 31
+
+
+def test_too_many_bad_rows_fail_the_job_and_stay_to_be_looked_at(tmp_path: Path) -> None:
+    bad = [{"instruction": "x", "output": ""}] * 2
+    file = write(tmp_path / "rows.jsonl", [*alpaca(8), *bad])
+    with pytest.raises(DataError) as error:
+        prepare_store(config_of(tmp_path, sources=[{"path": str(file)}], max_bad_ratio=0.19))
+    message = str(error.value)
+    assert message.startswith(f"{file}: 2 of 10 rows are bad, more than max_bad_ratio 0.19 allows.")
+    assert f"{file}, row 8: a response is empty" in message
+    (kept,) = (tmp_path / "store-quarantine").iterdir()
+    assert len(kept.read_text().splitlines()) == 2
+    assert not (tmp_path / "store").exists()
+    settings = {"sources": [{"path": str(file)}], "max_bad_ratio": 0.2, "held_out_ratio": 0}
+    assert len(prepare_store(config_of(tmp_path, **settings))) == 8
+
+
+def test_an_empty_held_out_split_is_an_error_where_one_was_asked_for(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", alpaca(3))
+    with pytest.raises(DataError, match=r"the split held_out is empty: none of 3 examples"):
+        prepare_store(config_of(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0.001))
+    with pytest.raises(DataError, match=r"no example is left in the split train"):
+        prepare_store(config_of(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0.999))
+
+
+def test_another_folder_is_not_overwritten(tmp_path: Path, mixed: list[dict[str, str]]) -> None:
+    (tmp_path / "store").mkdir()
+    with pytest.raises(DataError, match="holds no token store; remove it, or give another"):
+        prepare_store(config_of(tmp_path, sources=mixed))
+
+
+def test_recipes_write_examples_and_cases(tmp_path: Path) -> None:
+    config = config_of(tmp_path, recipes={"examples": 200, "cases": 20}, max_bad_ratio=0)
+    store = prepare_store(config)
+    assert len(store) == 200
+    assert store.columns.source_row.tolist() == list(range(200))
+    assert sum(store.manifest["counts"]["recipe"].values()) == 200
+    cases = (store.path / "cases.jsonl").read_text().splitlines()
+    assert len(cases) >= 100
+    assert all(json.loads(case) for case in cases)
+
+
+def test_the_run_gets_settings_counts_and_the_manifest(
+    tmp_path: Path, mixed: list[dict[str, str]]
+) -> None:
+    config = config_of(tmp_path, sources=mixed, held_out_ratio=0.3)
+    with open_run(config.tracking, storage=config.storage, name="prepare") as run:
+        store = run_prepare(config, run)
+    client = MlflowClient(run.uri)
+    logged = client.get_run(run.id).data
+    assert logged.params["tokenizer.vocabulary_size"] == "300"
+    assert logged.metrics["prepare/rows"] == 62
+    assert logged.metrics["prepare/quarantined"] == 1
+    assert logged.metrics["prepare/examples"] == 61
+    total = store.columns.prompt_length.sum() + store.columns.response_length.sum()
+    assert logged.metrics["prepare/tokens"] == total - len(store)
+    assert logged.tags["store_fingerprint"] == store.fingerprint
+    assert "store/manifest.json" in {each.path for each in client.list_artifacts(run.id, "store")}
+
+
+def test_real_files_with_a_pretrained_tokenizer_keep_what_is_longer_than_its_context(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    sources = [
+        {"path": f"{shared_data}/demo_formats/alpaca_en_demo.json"},
+        {"path": f"{shared_data}/personas/politically-*.jsonl", "format": "personas"},
+    ]
+    tokenizer = {"path": f"{shared_data}/stories260k"}
+    store = prepare_store(config_of(tmp_path, sources=sources, tokenizer=tokenizer))
+    columns = store.columns
+    assert store.template.vocabulary_size == 516
+    assert [entry["rows"] for entry in store.manifest["ledger"]] == [999, 2000]
+    assert [entry["quarantined"] for entry in store.manifest["ledger"]] == [0, 0]
+    single = columns.response_count == 1
+    assert int(single.sum()) == 999
+    longest = (
+        columns.prompt_length[single] + columns.response_length[columns.response_start[:-1][single]]
+    )
+    # FACTS: 39% of alpaca's samples are longer than the model's 512; they stay in the store.
+    assert 0.35 < np.mean(longest > 512) < 0.43
+    # Both sides of an opposed pair share a conversation, not a meta-prompt.
+    pairs = np.flatnonzero(~single)
+    _, counts = np.unique(columns.conversation[pairs], return_counts=True)
+    assert set(counts) == {2}
+    assert len(np.unique(columns.meta_prompt[pairs])) == 2
+    held = columns.split == "held_out"
+    assert not set(columns.conversation[held]) & set(columns.conversation[~held])
