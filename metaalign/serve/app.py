@@ -1,0 +1,150 @@
+"""The endpoint on Ray Serve, and the job that runs it.
+
+`run_serve` checks all that can be wrong before anything starts, then serves until it is told to
+stop.
+"""
+
+import json
+import signal
+import socket
+import threading
+from contextlib import ExitStack
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from metaalign.config import ServeConfig, resolve
+from metaalign.errors import ConfigError
+from metaalign.generate.embedded import EmbeddedEngine, check_folder
+from metaalign.serve.endpoint import create_app
+from metaalign.template import Template
+
+APP_NAME = "metaalign"
+
+
+def build_app(config: ServeConfig) -> Application:
+    """The endpoint as a Ray Serve application; every replica holds the model."""
+    settings = config.model_dump(mode="json")
+
+    def start() -> FastAPI:
+        config = ServeConfig.model_validate(settings)
+        folder = resolve(config.storage, config.model)
+        return create_app(EmbeddedEngine(folder, batch_size=config.max_batch_size), config)
+
+    deployment = serve.deployment(
+        serve.ingress(start)(),
+        name="chat",
+        num_replicas=config.replicas,
+        max_ongoing_requests=4 * config.max_batch_size,
+        ray_actor_options={"num_gpus": config.gpus_per_replica},
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    return deployment.bind()
+
+
+def check_serve(config: ServeConfig) -> None:
+    """Find what would keep the server from starting, before anything starts.
+
+    Raises:
+        ModelError: the folder holds no model.
+        TemplateError: its tokenizer is not the one that the model was trained with.
+        ConfigError: the address cannot be listened on; names a free port.
+    """
+    Template.verify(check_folder(resolve(config.storage, config.model)))
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        socket.create_server((config.host, config.port), family=family).close()
+    except OSError as error:
+        with socket.create_server(("", 0)) as free:
+            port = free.getsockname()[1]
+        raise ConfigError(
+            f"port: {config.host}:{config.port} cannot be listened on ({error.strerror}). Stop "
+            f"what holds it (`ss -ltnp 'sport = :{config.port}'` names it), or give another host "
+            f"or port: port={port} is free"
+        ) from error
+
+
+def _check_cluster(config: ServeConfig) -> None:
+    """See that Ray Serve is free, and that the replicas have a place; else it would wait for one.
+
+    Raises:
+        ConfigError: names the setting to change.
+    """
+    cluster = ray.cluster_resources()
+    for kind, each in (("CPU", 1.0), ("GPU", config.gpus_per_replica)):
+        if config.replicas * each > cluster.get(kind, 0):
+            raise ConfigError(
+                f"replicas: {config.replicas} of {each:g} {kind} each do not fit on the cluster, "
+                f"which has {cluster.get(kind, 0):g}; lower replicas or add nodes"
+            )
+    if serve.status().proxies:
+        raise ConfigError(
+            "Ray Serve already runs on this cluster, and listens where it was first told to: stop "
+            "it (`serve shutdown`), or serve from another cluster"
+        )
+
+
+def run_serve(config: ServeConfig, block: bool = True) -> str:
+    """Serve the model.
+
+    Args:
+        block: Return only after SIGINT or SIGTERM, with everything stopped. Otherwise return as
+            soon as requests are answered; `stop_serve` ends it.
+
+    Returns:
+        The base URL for OpenAI's clients, such as http://127.0.0.1:8000/v1.
+
+    Raises:
+        ModelError, TemplateError, ConfigError: see `check_serve`; ConfigError too where the
+            cluster is too small or already serves.
+    """
+    check_serve(config)
+    ray.init(ignore_reinit_error=True)
+    _check_cluster(config)
+    with ExitStack() as cleanup:
+        cleanup.callback(stop_serve)
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(build_app(config), name=APP_NAME, route_prefix="/")
+        print(_greeting(config), flush=True)
+        if block:
+            _wait_for_signal()
+        else:
+            cleanup.pop_all()
+    return base_url(config)
+
+
+def stop_serve() -> None:
+    """Stop every replica and the HTTP endpoint."""
+    serve.shutdown()
+
+
+def base_url(config: ServeConfig) -> str:
+    """Where OpenAI's clients on this machine find the endpoint."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}/v1"
+
+
+def _wait_for_signal() -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    # A wait without end would keep Python from running the handlers on some platforms.
+    while not stopped.wait(1.0):
+        pass
+
+
+def _greeting(config: ServeConfig) -> str:
+    body = {
+        "model": config.name,
+        "messages": [{"role": "user", "content": "What is the capital of Peru?"}],
+        "preferences": [{"family": "capitals"}],
+    }
+    return (
+        f"serving {config.name!r} at {base_url(config)}; stop with Ctrl-C or `ray job stop`\n"
+        "no keys are configured: whoever reaches the port may set the System Info\n"
+        f"try: curl -s {base_url(config)}/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
+    )
