@@ -1,0 +1,224 @@
+"""What one loss trains on: which responses of which examples, from the index alone.
+
+Knows no tokens and no rows. Dimensions: N = selected examples, K = used responses of one.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from metaalign.data.columns import Columns
+from metaalign.errors import PlanError
+from metaalign.template import TIERS
+
+GroupBy = Literal["example", "conversation", "meta_prompt"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Examples that one loss trains on, each with the responses that the loss uses.
+
+    A *position* is an index into the arrays over examples, below; a *row* of the store is
+    `example[position]`. What is ragged over responses lies flat: those of position i are
+    `response_start[i]:response_start[i + 1]`.
+    """
+
+    example: np.ndarray
+    """(N,) int64, row of the store."""
+
+    response_start: np.ndarray
+    """(N + 1,) int64, where each example's responses start in the next three."""
+
+    response: np.ndarray
+    """(sum K,) int64, number of the response in its example."""
+
+    sequence_length: np.ndarray
+    """(sum K,) int64, tokens of prompt and response."""
+
+    target_count: np.ndarray
+    """(sum K,) int64, predicted tokens: the response and its end token."""
+
+    prompt_length: np.ndarray
+    """(N,) int64, tokens."""
+
+    shared_length: np.ndarray
+    """(N,) int64, leading tokens that all examples of the same group are known to share."""
+
+    tokens: np.ndarray
+    """(N,) int64, prompt and all used responses: no tree of the example is larger."""
+
+    loss_weight: np.ndarray
+    """(N,) float64, the example's share of a step's denominator."""
+
+    group: np.ndarray
+    """(N,) int64, examples of one number are drawn into one step."""
+
+    ledger: dict[str, int]
+    """Examples `in`, `out`, and what became of the others; `in` is the sum of the rest."""
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @cached_property
+    def response_count(self) -> np.ndarray:
+        """(N,) int64, K of each example."""
+        return np.diff(self.response_start)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """(N,) int64, predicted tokens of all used responses."""
+        return np.add.reduceat(self.target_count, self.response_start[:-1])
+
+
+def select_best(
+    columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
+) -> Selection:
+    """SFT: the highest-scored response of each example that is not marked undesirable.
+
+    An example's share of the denominator is its weight times its target tokens.
+
+    Args:
+        split: Name of the split, or None for all.
+        context: Tokens that the model can take. What is longer is left out and counted by
+            the tier that holds most of its tokens.
+
+    Raises:
+        PlanError: nothing is left.
+    """
+    owner = _owner(columns)
+    score = np.where(np.isnan(columns.order_score), -np.inf, columns.order_score)
+    allowed = columns.desirable != 0
+    # Sorted by example, then allowed before refused, then score; lexsort keeps the first of equals.
+    order = np.lexsort((-score, ~allowed, owner))
+    best = order[columns.response_start[:-1]]
+    used = np.zeros(len(owner), dtype=bool)
+    used[best] = allowed[best]
+    selection = _select(columns, used, "no_best_response", split, context, group_by)
+    weight = columns.weight[selection.example] * selection.targets
+    return replace(selection, loss_weight=weight)
+
+
+def select_ranked(
+    columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
+) -> Selection:
+    """Preference losses: all scored responses of each example that has a strict order.
+
+    An example's share of the denominator is its weight. Arguments and errors as `select_best`.
+    """
+    start = columns.response_start[:-1]
+    low = np.fmin.reduceat(columns.order_score, start)
+    high = np.fmax.reduceat(columns.order_score, start)
+    ordered = np.repeat(low < high, columns.response_count)
+    used = ordered & ~np.isnan(columns.order_score)
+    selection = _select(columns, used, "no_order", split, context, group_by)
+    return replace(selection, loss_weight=columns.weight[selection.example])
+
+
+def subset(selection: Selection, count: int, seed: int) -> Selection:
+    """At most `count` examples, drawn without replacement by the seed, in store order."""
+    if count >= len(selection):
+        return selection
+    rng = np.random.default_rng(seed)
+    return take(selection, np.sort(rng.choice(len(selection), count, replace=False)))
+
+
+def take(selection: Selection, positions: np.ndarray) -> Selection:
+    """The examples at these positions, in this order."""
+    flat, start = ranges(selection.response_start, positions)
+    not_drawn = selection.ledger.get("not_drawn", 0) + len(selection) - len(positions)
+    return Selection(
+        example=selection.example[positions],
+        response_start=start,
+        response=selection.response[flat],
+        sequence_length=selection.sequence_length[flat],
+        target_count=selection.target_count[flat],
+        prompt_length=selection.prompt_length[positions],
+        shared_length=selection.shared_length[positions],
+        tokens=selection.tokens[positions],
+        loss_weight=selection.loss_weight[positions],
+        group=selection.group[positions],
+        ledger=selection.ledger | {"out": len(positions), "not_drawn": not_drawn},
+    )
+
+
+def _owner(columns: Columns) -> np.ndarray:
+    """(sum K,) store row of each response."""
+    return np.repeat(np.arange(len(columns.prompt_length)), columns.response_count)
+
+
+def ranges(start: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged gathering: `start[p]:start[p + 1]` of each position, one after the other.
+
+    Returns:
+        The flat indices, and (len(positions) + 1,) where each position's begin among them.
+    """
+    counts = start[positions + 1] - start[positions]
+    own_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    flat = np.repeat(start[positions] - own_start[:-1], counts) + np.arange(own_start[-1])
+    return flat, own_start
+
+
+def _select(
+    columns: Columns,
+    used: np.ndarray,
+    unusable: str,
+    split: str | None,
+    context: int,
+    group_by: GroupBy,
+) -> Selection:
+    """The examples of a split with a used response and within the context; unit weights."""
+    count, prompt_length = len(columns.prompt_length), columns.prompt_length
+    response_length = np.where(used, columns.response_length, 0)
+    start = columns.response_start[:-1]
+    in_split = np.full(count, True) if split is None else columns.split == split
+    usable = in_split & np.logical_or.reduceat(used, start)
+    longest = prompt_length + np.maximum.reduceat(response_length, start)
+    example = np.flatnonzero(usable & (longest <= context))
+    ledger = {"in": int(in_split.sum()), "out": len(example)}
+    ledger[unusable] = int((in_split & ~usable).sum())
+    ledger |= _too_long_by_tier(columns, np.flatnonzero(usable & (longest > context)), longest)
+    if not len(example):
+        raise PlanError(f"no example of split {split!r} is left to train on: {ledger}")
+    flat, _ = ranges(columns.response_start, example)
+    flat = flat[used[flat]]
+    owner = _owner(columns)[flat]
+    response_start = np.searchsorted(owner, np.append(example, count))
+    targets = response_length[flat]
+    group = np.arange(count) if group_by == "example" else getattr(columns, group_by)
+    return Selection(
+        example=example,
+        response_start=response_start,
+        response=flat - columns.response_start[owner],
+        sequence_length=prompt_length[owner] + targets,
+        target_count=targets,
+        prompt_length=prompt_length[example],
+        shared_length=_meta_prompt_length(columns)[example] * (group_by == "meta_prompt"),
+        tokens=prompt_length[example] + np.add.reduceat(targets, response_start[:-1]),
+        loss_weight=np.ones(len(example)),
+        group=group[example],
+        ledger=ledger,
+    )
+
+
+def _too_long_by_tier(columns: Columns, rows: np.ndarray, longest: np.ndarray) -> dict[str, int]:
+    """How many of these store rows hold most of their tokens in each tier."""
+    flat, start = ranges(columns.segment_start, rows)
+    owner = np.repeat(np.arange(len(rows)), np.diff(start))
+    tokens = np.zeros((len(rows), len(TIERS)), dtype=np.int64)
+    np.add.at(tokens, (owner, columns.segment_tier[flat]), columns.segment_length[flat])
+    tokens[:, TIERS.index("response")] += longest[rows] - columns.prompt_length[rows]
+    largest = tokens.argmax(axis=1)
+    return {f"too_long_{tier}": int((largest == i).sum()) for i, tier in enumerate(TIERS)}
+
+
+def _meta_prompt_length(columns: Columns) -> np.ndarray:
+    """(N,) tokens of the segments before the first query: equal meta-prompts are equal in them."""
+    query = columns.segment_tier == TIERS.index("user_query")
+    queries = np.append(0, np.cumsum(query))
+    first, count = columns.segment_start[:-1], np.diff(columns.segment_start)
+    before = queries[1:] == np.repeat(queries[first], count)
+    owner = np.repeat(np.arange(len(count)), count)
+    lengths = np.bincount(owner, columns.segment_length * before, minlength=len(count))
+    return lengths.astype(np.int64)

@@ -1,0 +1,248 @@
+"""Sequences of tokens -> rows of prefix trees, one worker's micro-batch at a time.
+
+Knows no model. A row is the depth-first walk of the trees of its sequences: a prefix that
+several sequences share is stored once, whoever they belong to. A row of "a b c" and "a b d e":
+
+    row position   0  1  2  3  4
+    token          a  b  c  d  e
+    depth          0  1  2  2  3
+    subtree_end    5  5  3  5  5
+
+Token q sees token k exactly when k <= q < subtree_end[k].
+
+Dimensions: R = rows, L = length of a row, S = sequences, T = targets, padding included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from metaalign.data.store import TokenStore
+from metaalign.steps.plan import MicroLayout
+from metaalign.steps.selection import Selection
+
+LENGTH_MULTIPLE = 8
+"""A trimmed row's length is a multiple of this, so that few shapes occur."""
+
+
+class Sequence(NamedTuple):
+    """A prompt and one of its responses, as tokens, and where they come from."""
+
+    tokens: np.ndarray
+    """(prompt + response,) integers."""
+
+    prompt_length: int
+    row: int
+    """Row of the micro-batch that it is laid out in."""
+
+    example: int = 0
+    position: int = 0
+    response: int = 0
+    occurrence: int = 0
+    """The last four as in `Rows`."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One worker's micro-batch. All arrays are int64."""
+
+    tokens: np.ndarray
+    """(R, L) token ids; padding 0."""
+
+    positions: np.ndarray
+    """(R, L) depths in the tree; padding 0."""
+
+    subtree_end: np.ndarray
+    """(R, L) row position where the subtree under a token ends; padding sees itself alone."""
+
+    predictor: np.ndarray
+    """(T,) index into the flattened rows of the token whose hidden state predicts; padding 0."""
+
+    target: np.ndarray
+    """(T,) token id that is predicted; padding 0."""
+
+    sequence: np.ndarray
+    """(T,) slot of the sequence that a target belongs to, ascending; padding S."""
+
+    example: np.ndarray
+    """(S,) row of the store."""
+
+    position: np.ndarray
+    """(S,) position in the selection."""
+
+    response: np.ndarray
+    """(S,) number of the response in its example."""
+
+    occurrence: np.ndarray
+    """(S,) number of the example in this micro-batch, ascending: where an example is drawn twice
+    its responses stay apart."""
+
+    real_tokens: int
+    """Tokens that are neither padding nor dummies."""
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return len(self.example)
+
+
+def build_rows(
+    store: TokenStore,
+    selection: Selection,
+    micro: MicroLayout,
+    rank: int,
+    *,
+    budget: int,
+    trim: bool = True,
+) -> Rows:
+    """Read one worker's share of a micro-batch and lay it out.
+
+    Args:
+        budget: Tokens of a row, as in the plan.
+        trim: Cut rows to the longest, rounded up to a multiple of 8. FlexAttention wants rows of
+            one length instead: the budget.
+    """
+    sequences: list[Sequence] = []
+    occurrence = 0
+    for number, members in enumerate(micro.bins_by_rank[rank]):
+        for position in members:
+            for sequence in _read(store, selection, position):
+                row = number if micro.layout == "tree" else len(sequences)
+                sequences.append(sequence._replace(row=row, occurrence=occurrence))
+            occurrence += 1
+    return lay_out_rows(
+        sequences, num_rows=micro.num_rows, num_targets=micro.num_targets, budget=budget, trim=trim
+    )
+
+
+def _read(store: TokenStore, selection: Selection, position: int) -> Iterator[Sequence]:
+    """The used sequences of one example."""
+    example = int(selection.example[position])
+    prompt = store.prompt(example)
+    first, last = selection.response_start[position : position + 2]
+    for response in selection.response[first:last].tolist():
+        tokens = np.concatenate([prompt, store.response(example, response)])
+        yield Sequence(tokens, len(prompt), 0, example, position, response)
+
+
+def lay_out_rows(
+    sequences: list[Sequence], *, num_rows: int, num_targets: int, budget: int, trim: bool = True
+) -> Rows:
+    """Walk the prefix trees of the sequences of each row; slots are their places in the list."""
+    walk = _walk(sequences) if sequences else _EMPTY_WALK
+    size = np.bincount(walk.row, minlength=num_rows)
+    first = np.cumsum(size) - size
+    longest = int(size.max())
+    assert longest <= budget, f"a row of {longest} tokens in a budget of {budget}"
+    length = max(1, -(-longest // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE if trim else budget
+    place = walk.row * length + np.arange(len(walk.row)) - first[walk.row]
+
+    tokens = np.zeros(num_rows * length, dtype=np.int64)
+    tokens[place] = walk.token
+    positions = np.zeros_like(tokens)
+    positions[place] = walk.depth
+    subtree_end = np.tile(np.arange(1, length + 1), num_rows)
+    subtree_end[place] = walk.end - first[walk.row]
+    padding = num_targets - len(walk.target)
+    assert padding >= 0
+    counts = [len(sequence.tokens) - sequence.prompt_length for sequence in sequences]
+    return Rows(
+        tokens=tokens.reshape(num_rows, length),
+        positions=positions.reshape(num_rows, length),
+        subtree_end=subtree_end.reshape(num_rows, length),
+        predictor=np.pad(place[walk.predictor], (0, padding)),
+        target=np.pad(walk.target, (0, padding)),
+        sequence=np.repeat(np.arange(len(sequences) + 1), [*counts, padding]),
+        example=np.array([sequence.example for sequence in sequences], dtype=np.int64),
+        position=np.array([sequence.position for sequence in sequences], dtype=np.int64),
+        response=np.array([sequence.response for sequence in sequences], dtype=np.int64),
+        occurrence=np.array([sequence.occurrence for sequence in sequences], dtype=np.int64),
+        real_tokens=len(walk.row),
+    )
+
+
+class _Walk(NamedTuple):
+    """The nodes of all trees, depth first, row after row; then the targets, slot after slot."""
+
+    row: np.ndarray
+    token: np.ndarray
+    depth: np.ndarray
+    end: np.ndarray
+    """(nodes,) node after the last of the subtree."""
+    predictor: np.ndarray
+    """(targets,) node that predicts."""
+    target: np.ndarray
+    """(targets,) token that is predicted."""
+
+
+_EMPTY_WALK = _Walk(*[np.zeros(0, dtype=np.int64)] * 6)
+
+
+def _walk(sequences: list[Sequence]) -> _Walk:
+    """Sorted by row, then token by token, sequences are the tree's leaves from left to right.
+
+    Each adds, below the prefix that it shares with the one before, the rest of its tokens as new
+    nodes; and closes the subtrees of what the one before had below that prefix.
+    """
+    flat = np.concatenate([sequence.tokens for sequence in sequences]).astype(np.int64)
+    length = np.array([len(sequence.tokens) for sequence in sequences])
+    start = np.cumsum(length) - length
+    order = _sort(sequences, flat, start)
+    row = np.array([sequences[slot].row for slot in order])
+    shared = _shared_prefix(flat, start[order], length[order], row)
+    new = length[order] - shared
+    first = np.cumsum(new) - new
+
+    nodes = np.arange(new.sum())
+    end = np.empty_like(nodes)
+    path = np.empty(length.max(), dtype=np.int64)
+    predictors: list[np.ndarray] = [nodes] * len(sequences)
+    before = 0
+    for slot, node, depth in zip(order, first.tolist(), shared.tolist(), strict=True):
+        size = len(sequences[slot].tokens)
+        end[path[depth:before]] = node
+        path[depth:size] = nodes[node : node + size - depth]
+        predictors[slot] = path[sequences[slot].prompt_length - 1 : size - 1].copy()
+        before = size
+    end[path[:before]] = len(nodes)
+
+    depth = nodes + np.repeat(shared - first, new)
+    targets = [sequence.tokens[sequence.prompt_length :] for sequence in sequences]
+    return _Walk(
+        row=np.repeat(row, new),
+        token=flat[depth + np.repeat(start[order], new)],
+        depth=depth,
+        end=end,
+        predictor=np.concatenate(predictors),
+        target=np.concatenate(targets).astype(np.int64),
+    )
+
+
+def _sort(sequences: list[Sequence], flat: np.ndarray, start: np.ndarray) -> list[int]:
+    """Slots by row, then by tokens: as big-endian bytes, tokens compare like numbers."""
+    raw = flat.astype(">u4").tobytes()
+    keys = [
+        (sequence.row, raw[4 * begin : 4 * (begin + len(sequence.tokens))])
+        for sequence, begin in zip(sequences, start.tolist(), strict=True)
+    ]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def _shared_prefix(
+    flat: np.ndarray, start: np.ndarray, length: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """(S,) leading tokens that each sorted sequence shares with the one before it in its row."""
+    compared = np.where(np.diff(row) == 0, np.minimum(length[1:], length[:-1]), 0)
+    begin = np.cumsum(compared) - compared
+    offset = np.arange(compared.sum()) - np.repeat(begin, compared)
+    differs = (
+        flat[np.repeat(start[1:], compared) + offset]
+        != (flat[np.repeat(start[:-1], compared) + offset])
+    )
+    shared = compared.copy()
+    place = np.flatnonzero(differs)[::-1]
+    owner = np.repeat(np.arange(len(compared)), compared)[place]
+    shared[owner] = offset[place]  # the first difference is written last
+    return np.append(0, shared)
