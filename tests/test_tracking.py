@@ -1,0 +1,175 @@
+"""Runs, resumes and the spool, against a real MLflow store on SQLite."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from metaalign import tracking
+from metaalign.config.sections import TrackingConfig
+from metaalign.errors import TrackingError
+from metaalign.tracking import Run, check_nodes, open_run
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # One store for the file: making the first tables takes seconds.
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture
+def client(storage: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{storage}/mlflow.db")
+
+
+def opened(storage: Path, **options: object) -> Run:
+    return open_run(TrackingConfig(), storage=str(storage), name="sft", **options)
+
+
+def curve(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run.id, name)]
+
+
+@contextmanager
+def broken(storage: Path) -> Iterator[None]:
+    """A store whose tables are gone for a while, as after an accident with the database."""
+    with sqlite3.connect(storage / "mlflow.db") as database:
+        database.execute("ALTER TABLE runs RENAME TO runs_away")
+    yield
+    with sqlite3.connect(storage / "mlflow.db") as database:
+        database.execute("ALTER TABLE runs_away RENAME TO runs")
+
+
+def test_a_run_keeps_its_curve_settings_and_files(storage: Path, client: MlflowClient) -> None:
+    (storage / "manifest.json").write_text("{}")
+    with opened(storage) as run:
+        for step in range(3):
+            run.log_metrics({"train/loss": 3.0 - step}, step)
+        run.log_params({"optimizer": {"learning_rate": 0.1}, "seed": 7, "long": "x" * 900})
+        run.log_artifact(storage / "manifest.json", "store")
+    found = client.get_run(run.id)
+    assert curve(client, run, "train/loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert found.data.params["optimizer.learning_rate"] == "0.1"
+    assert found.data.params["long"] == "x" * tracking.MAX_VALUE_LENGTH
+    assert found.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(run.id, "store")] == ["store/manifest.json"]
+    kept = storage / "artifacts" / run.id / "artifacts" / "store" / "manifest.json"
+    assert kept.read_text() == "{}"
+
+
+def test_a_child_names_its_parent_and_a_failure_its_status(
+    storage: Path, client: MlflowClient
+) -> None:
+    with opened(storage) as parent:
+        child = opened(storage, parent=parent)
+        with pytest.raises(ZeroDivisionError), child:
+            raise ZeroDivisionError
+    assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
+    assert client.get_run(child.id).info.status == "FAILED"
+    assert client.get_run(parent.id).info.status == "FINISHED"
+
+
+def test_a_restart_continues_the_run_that_did_not_finish(
+    storage: Path, client: MlflowClient
+) -> None:
+    killed = opened(storage, resume_key="sft")
+    killed.log_metrics({"train/loss": 1.0}, 0)
+    killed.log_params({"seed": 7})
+    killed.flush()
+    with opened(storage, resume_key="sft") as again:
+        again.log_metrics({"train/loss": 0.5}, 1)
+        again.log_params({"seed": 8, "new": 1})
+    found = client.get_run(again.id)
+    assert again.id == killed.id
+    assert curve(client, again, "train/loss") == [(0, 1.0), (1, 0.5)]
+    assert (found.data.params["seed"], found.data.params["new"]) == ("7", "1")
+    assert found.data.tags["resumed.seed"] == "8"
+    assert found.info.status == "FINISHED"
+
+
+def test_a_finished_run_and_another_key_are_not_continued(storage: Path) -> None:
+    with opened(storage, resume_key="done") as finished:
+        pass
+    assert opened(storage, resume_key="done").id != finished.id
+    assert opened(storage, resume_key="other").id != opened(storage, resume_key="done").id
+
+
+def test_rank_0_writes_to_the_drivers_run_and_does_not_end_it(
+    storage: Path, client: MlflowClient
+) -> None:
+    with opened(storage) as driver:
+        with Run.attach(json.loads(json.dumps(driver.address))) as rank_0:
+            rank_0.log_metrics({"train/loss": 2.0}, 4)
+        assert client.get_run(driver.id).info.status == "RUNNING"
+        assert curve(client, driver, "train/loss") == [(4, 2.0)]
+
+
+def test_a_store_that_breaks_later_is_a_spool_that_is_replayed_once(
+    storage: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+    monkeypatch.setattr(tracking, "RETRY_S", 0.0)
+    with opened(storage) as run:
+        run.log_metrics({"train/loss": 3.0}, 0)
+        with broken(storage):
+            run.log_metrics({"train/loss": 2.0}, 1)
+            run.set_tags({"colour": "red"})
+            assert len(list((storage / ".tracking").glob(f"{run.id}*"))) == 1
+        run.log_metrics({"train/loss": 1.0}, 2)
+        assert not list((storage / ".tracking").glob(f"{run.id}*"))
+    assert curve(client, run, "train/loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert client.get_run(run.id).data.tags["colour"] == "red"
+
+
+def test_a_run_that_ended_while_the_store_was_broken_is_mended_by_the_next_job(
+    storage: Path, client: MlflowClient
+) -> None:
+    run = opened(storage)
+    with broken(storage):
+        run.log_metrics({"train/loss": 2.0}, 9)
+        run.finish()
+    assert client.get_run(run.id).info.status == "RUNNING"
+    opened(storage)
+    assert client.get_run(run.id).info.status == "FINISHED"
+    assert curve(client, run, "train/loss") == [(9, 2.0)]
+
+
+def test_a_line_that_mlflow_refuses_is_dropped_and_the_rest_goes_on(
+    storage: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(storage) as run:
+        run.log_metrics({"bad*name": 1.0}, 0)
+        run.flush()
+        run.log_metrics({"good": 1.0}, 0)
+    assert curve(client, run, "good") == [(0, 1.0)]
+    assert "refused a line of metrics" in caplog.text
+
+
+def test_a_registered_model_gets_a_version_and_the_alias(
+    storage: Path, client: MlflowClient
+) -> None:
+    folder = storage / "model"
+    folder.mkdir()
+    with opened(storage) as run:
+        run.register_model(folder, "demo", "newest")
+        run.register_model(folder, "demo", "newest")
+    version = client.get_model_version_by_alias("demo", "newest")
+    assert (int(version.version), version.run_id) == (2, run.id)
+    assert version.source == folder.as_uri()
+
+
+def test_a_store_that_is_broken_at_the_start_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is not a database")
+    with pytest.raises(TrackingError, match=r"tracking\.uri 'sqlite:///.*mlflow\.db'"):
+        open_run(TrackingConfig(), storage=str(tmp_path), name="sft")
+
+
+def test_sqlite_is_refused_on_more_than_one_node() -> None:
+    check_nodes(TrackingConfig(), 1)
+    check_nodes(TrackingConfig(uri="http://tracking:5000"), 2)
+    with pytest.raises(TrackingError, match="2 nodes"):
+        check_nodes(TrackingConfig(), 2)
