@@ -1,5 +1,7 @@
 """What several test files share: the folder of real data, and quiet numerics."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from metaalign.data.store import StoreWriter, TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.examples import Example, Response, Source, Turn
+
+# The environment's own ninja and compiled operators, also where pytest runs without make: another
+# ninja, or another environment's flags, would compile DeepSpeed's operators again for minutes.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

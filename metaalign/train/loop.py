@@ -1,0 +1,269 @@
+"""The training loop, written once: it takes a loss, a log and a save. Knows no Ray.
+
+It runs in one process, under torchrun or in Ray Train's workers alike; what differs is the engine
+and what the callables do. Dimensions: T = targets, S = sequences, R = all used responses.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaalign.config.sections import OptimizerConfig
+from metaalign.data.store import TokenStore
+from metaalign.errors import TrainingError
+from metaalign.steps.plan import MicroLayout
+from metaalign.steps.selection import Selection
+from metaalign.steps.trees import Rows, build_rows
+from metaalign.train.logprobs import TensorRows, sequence_logprobs, to_tensors
+from metaalign.train.losses import LossSum
+from metaalign.train.zero import Engine
+
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+LEARNING_RATE = "learning_rate"
+TOKENS = "tokens"
+"""Of the step, neither padding nor dummies, shared prefixes once."""
+TOKENS_PER_SECOND = "tokens_per_second"
+FILL = "fill"
+"""Share of the rows' tokens that are neither padding nor dummies."""
+
+READ_AHEAD = 2
+"""Micro-batches that a thread builds while one is computed."""
+
+Metrics = dict[str, float]
+T = TypeVar("T")
+
+
+class Loss(Protocol):
+    metrics: tuple[str, ...]
+
+    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum: ...
+
+
+class Steps(Protocol):
+    """A Plan or a Sweep."""
+
+    @property
+    def num_steps(self) -> int: ...
+    def step(self, step: int) -> np.ndarray: ...
+    def layout(self, step: int, world_size: int) -> list[MicroLayout]: ...
+
+
+class MicroBatch(NamedTuple):
+    """One worker's rows of one forward pass."""
+
+    step: int
+    weight: float
+    """The step's denominator."""
+    last: bool
+    """Whether it is the step's last one."""
+    rows: Rows
+    tensors: TensorRows
+
+
+class Measurement(NamedTuple):
+    """Held-out examples, without a gradient."""
+
+    metrics: Metrics
+    logprobs: np.ndarray
+    """(R,) summed log-probability of every used response, float64, aligned with the selection."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads one worker's micro-batches of a plan over a selection of a store."""
+
+    store: TokenStore
+    selection: Selection
+    budget: int
+    trim: bool = True
+    """Whether rows may be shorter than the budget."""
+
+    def batches(self, steps: Steps, engine: Engine, start: int = 0) -> Iterator[MicroBatch]:
+        """The micro-batches of every step from `start` on, built ahead of time by a thread."""
+        return read_ahead(self._build(steps, engine, start))
+
+    def _build(self, steps: Steps, engine: Engine, start: int) -> Iterator[MicroBatch]:
+        for step in range(start, steps.num_steps):
+            layouts = steps.layout(step, engine.world_size)
+            weight = float(self.selection.loss_weight[steps.step(step)].sum())
+            for number, micro in enumerate(layouts):
+                rows = build_rows(
+                    self.store,
+                    self.selection,
+                    micro,
+                    engine.rank,
+                    budget=self.budget,
+                    trim=self.trim,
+                )
+                last = number == len(layouts) - 1
+                yield MicroBatch(step, weight, last, rows, to_tensors(rows, engine.device))
+
+
+def train(
+    engine: Engine,
+    plan: Steps,
+    reader: Reader,
+    loss: Loss,
+    *,
+    optimizer: OptimizerConfig,
+    log: Callable[[int, Metrics], None],
+    save: Callable[[int], None],
+    measure: Callable[[], Any],
+    start: int = 0,
+    save_every: int | None = None,
+    measure_every: int | None = None,
+) -> None:
+    """Take the plan's optimizer steps from `start` on.
+
+    Args:
+        log: Called after every step, on every worker, with the number of steps taken.
+        save: Called after every `save_every` steps and after the last one.
+        measure: Called after every `measure_every` steps.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
+    """
+    totals = Totals(loss.metrics, engine.device)
+    clock = time.perf_counter()
+    for batch in reader.batches(plan, engine, start):
+        part = loss(engine.forward(batch.tensors, last=batch.last), batch.rows)
+        engine.backward(part.value / batch.weight)
+        totals.add(part, batch)
+        if not batch.last:
+            continue
+        learning_rate = learning_rate_at(batch.step, plan.num_steps, optimizer)
+        grad_norm = float(engine.step(learning_rate))
+        metrics = totals.take(engine, batch.weight)
+        metrics |= {GRAD_NORM: grad_norm, LEARNING_RATE: learning_rate}
+        if not (math.isfinite(metrics[LOSS]) and math.isfinite(grad_norm)):
+            raise TrainingError(
+                f"step {batch.step}: the loss is {metrics[LOSS]} and the gradient norm "
+                f"{grad_norm}; lower optimizer.learning_rate or set optimizer.max_grad_norm"
+            )
+        now = time.perf_counter()
+        metrics[TOKENS_PER_SECOND] = metrics[TOKENS] / (now - clock)
+        clock = now
+        done = batch.step + 1
+        log(done, metrics)
+        if measure_every and done % measure_every == 0 and done < plan.num_steps:
+            measure()
+            clock = time.perf_counter()
+        if done == plan.num_steps or (save_every and done % save_every == 0):
+            save(done)
+            clock = time.perf_counter()
+
+
+def measure(engine: Engine, steps: Steps, reader: Reader, loss: Loss | None) -> Measurement:
+    """The loss and its metrics over every example of `steps`, and every response's log-prob.
+
+    Args:
+        loss: None for the log-probs alone.
+    """
+    selection = reader.selection
+    totals = Totals(loss.metrics if loss else (), engine.device)
+    logprobs = torch.zeros(len(selection.response), dtype=torch.float64, device=engine.device)
+    for batch, values in forward_only(engine, steps, reader):
+        put_sequences(logprobs, selection, batch, values)
+        if loss is not None:
+            totals.add(loss(values, batch.rows), batch)
+    visited = np.concatenate([steps.step(step) for step in range(steps.num_steps)])
+    weight = float(selection.loss_weight[visited].sum())
+    metrics = {}
+    if loss is not None:
+        means = totals.take(engine, weight)
+        metrics = {name: means[name] for name in (LOSS, *loss.metrics)}
+    return Measurement(metrics, engine.sum(logprobs).cpu().numpy())
+
+
+def forward_only(
+    engine: Engine, steps: Steps, reader: Reader, start: int = 0
+) -> Iterator[tuple[MicroBatch, Tensor]]:
+    """Every micro-batch with the (T,) log-probs of its targets, without a gradient."""
+    for batch in reader.batches(steps, engine, start):
+        with torch.no_grad():
+            yield batch, engine.forward(batch.tensors)
+
+
+def put_sequences(
+    target: Tensor, selection: Selection, batch: MicroBatch, logprobs: Tensor
+) -> None:
+    """Write a micro-batch's summed log-probs to their places among all used responses.
+
+    Args:
+        target: (R,) float64, written in place.
+        logprobs: (T,).
+    """
+    rows = batch.rows
+    if not rows.num_sequences:
+        return
+    sequence = torch.as_tensor(rows.sequence, device=logprobs.device)
+    sums = sequence_logprobs(logprobs.double(), sequence, rows.num_sequences)
+    flat = torch.as_tensor(response_index(selection, rows), device=logprobs.device)
+    target[flat] = sums.to(target.dtype)
+
+
+def response_index(selection: Selection, rows: Rows) -> np.ndarray:
+    """(S,) place of each sequence of a micro-batch among all used responses of the selection."""
+    count = np.bincount(rows.occurrence)
+    within = np.arange(rows.num_sequences) - (np.cumsum(count) - count)[rows.occurrence]
+    return selection.response_start[rows.position] + within
+
+
+def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Linear warmup to the peak, then the decay, which reaches its end at the last step.
+
+    Args:
+        step: From 0.
+    """
+    warmup = math.ceil(config.warmup_ratio * num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    along = (step - warmup) / max(1, num_steps - 1 - warmup)
+    fall = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * along)),
+        "linear": 1 - along,
+        "constant": 1.0,
+    }[config.schedule]
+    floor = config.final_ratio if config.schedule != "constant" else 1.0
+    return config.learning_rate * (floor + (1 - floor) * fall)
+
+
+class Totals:
+    """Sums over the micro-batches of a step; reduced over the workers once a step."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self._names = (LOSS, *names)
+        self._sums = torch.zeros(len(self._names) + 2, dtype=torch.float64, device=device)
+
+    def add(self, part: LossSum, batch: MicroBatch) -> None:
+        """Add a micro-batch, without waiting for the device."""
+        sums = [part.value.detach(), *(part.metrics[name] for name in self._names[1:])]
+        self._sums[:-2] += torch.stack([value.double() for value in sums])
+        self._sums[-2] += batch.rows.real_tokens
+        self._sums[-1] += batch.rows.tokens.size
+
+    def take(self, engine: Engine, weight: float) -> Metrics:
+        """The weighted means over all workers; starts again from zero."""
+        *sums, tokens, room = engine.sum(self._sums).tolist()
+        self._sums.zero_()
+        means = {name: value / weight for name, value in zip(self._names, sums, strict=True)}
+        return {**means, TOKENS: tokens, FILL: tokens / room}
+
+
+def read_ahead(items: Iterator[T], depth: int = READ_AHEAD) -> Iterator[T]:
+    """The items in order, each made by a thread while the ones before it are used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
+            yield item

@@ -1,0 +1,276 @@
+"""The model that training starts from, on the driver; the policy, on every worker.
+
+Knows no data and no loss.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+)
+from transformers.integrations.deepspeed import set_hf_deepspeed_config
+from transformers.utils import logging as transformers_logging
+
+from metaalign.config.sections import ModelConfig
+from metaalign.errors import ModelError
+from metaalign.template import Template
+from metaalign.train.attention import supported_kernel
+from metaalign.train.logprobs import Policy, targets_per_chunk
+
+NEW_ROW_NOISE = 0.1
+"""Spread of new vocabulary rows around the mean of the old, as a share of the old rows' spread."""
+
+LEGACY_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
+"""Keys that transformers still takes and no longer lists."""
+
+transformers_logging.disable_progress_bar()  # a bar a worker would drown the run's own
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, storage: str) -> Path:
+    """Random weights, or a pretrained model whose vocabulary holds the template's tokens.
+
+    A local folder that fits already is used where it lies. Anything else is written to `folder`,
+    with the tokenizer, and found there again by the next run that asks for the same.
+
+    Args:
+        folder: Where to write; what lay there for another model is replaced.
+
+    Raises:
+        ModelError: names the model and the setting to change.
+    """
+    size = _vocabulary_size(template)
+    source = None if config.path is None else find_model(config.path, storage)
+    if source is not None:
+        model_config = load_config_of(source)
+        _check_tokenizer(source, template)
+        if Path(source).is_dir() and _vocabulary_of(model_config) >= size:
+            return Path(source)
+    identity = _identity(config, source, template)
+    marker = folder / "initial.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == identity:
+        return folder
+    model = _random(config, template, size) if source is None else _resized(config, source, size)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    template.save(partial)
+    (partial / marker.name).write_text(identity, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def find_model(path: str, storage: str) -> str:
+    """The folder that a model setting means, or the hub name that it is.
+
+    Raises:
+        ModelError: it can only be a folder, and there is none.
+    """
+    local = Path(storage) / path
+    if local.is_dir():
+        return str(local)
+    if Path(path).is_absolute() or path.count("/") > 1:
+        raise ModelError(
+            f"model.path {path!r}: there is no such folder; give a Hugging Face folder, the name "
+            f"of one under the storage {storage!r}, or a hub name"
+        )
+    return path
+
+
+def load_config_of(source: str | Path) -> PretrainedConfig:
+    """The transformers config of a folder or hub name.
+
+    Raises:
+        ModelError: there is none, or transformers does not know its model type.
+    """
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.path {str(source)!r} cannot be read: {error}") from error
+
+
+def architecture_config(
+    config: ModelConfig, *, vocab_size: int | None = None, **token_ids: int | None
+) -> PretrainedConfig:
+    """The transformers config that `model.architecture` describes.
+
+    Raises:
+        ModelError: names the key that is wrong.
+    """
+    settings: dict[str, Any] = {**(config.architecture or {}), **token_ids}
+    model_type = settings.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ModelError(
+            f"model.architecture.model_type {model_type!r} is none of transformers'{hint}"
+        )
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), *LEGACY_KEYS}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ModelError(f"model.architecture: {model_type} has no key {', '.join(unknown)}")
+    if vocab_size is not None and settings.setdefault("vocab_size", vocab_size) < vocab_size:
+        raise ModelError(
+            f"model.architecture.vocab_size {settings['vocab_size']} is smaller than the "
+            f"tokenizer's {vocab_size}; leave it out, and it is taken from the tokenizer"
+        )
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"model.architecture: {error}") from error
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Tokens that the model can take."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+
+def load_policy(
+    folder: str | Path,
+    *,
+    deepspeed: dict[str, Any] | None,
+    dtype: torch.dtype,
+    attention: Literal["sdpa", "flex_attention"],
+    layout: Literal["tree", "single"],
+    chunk_size_mb: int,
+) -> Policy:
+    """The policy, in training mode. Under ZeRO stage 3 no worker ever holds the whole model.
+
+    Args:
+        deepspeed: The settings of the engine that will hold it; None without DeepSpeed.
+    """
+    config = load_config_of(folder)
+    _switch_off_dropout(config)
+    config.use_cache = False
+    stage = 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
+    # from_pretrained finds these settings through a weak reference, as long as they live.
+    settings = _announce_zero3(deepspeed) if deepspeed is not None and stage == 3 else None
+    kernel = supported_kernel(config.get_text_config(), attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation=kernel
+    )
+    del settings
+    vocab_size = _vocabulary_of(config)
+    chunk_targets = targets_per_chunk(chunk_size_mb, vocab_size)
+    policy = Policy(model, attention=kernel, layout=layout, chunk_targets=chunk_targets)
+    return policy.train()
+
+
+def weights_fingerprint(folder: str | Path) -> str:
+    """sha256 over the weight files and config of a Hugging Face folder."""
+    digest = hashlib.sha256()
+    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin")]
+    for path in [Path(folder) / "config.json", *sorted(files)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class _Zero3Settings:
+    """What from_pretrained asks of its own HfDeepSpeedConfig, which needs accelerate to exist."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def _announce_zero3(config: dict[str, Any]) -> object:
+    """Let from_pretrained build under zero.Init for as long as the returned object lives."""
+    settings: Any = _Zero3Settings(config)
+    set_hf_deepspeed_config(settings)
+    return settings
+
+
+def _random(config: ModelConfig, template: Template, size: int) -> Any:
+    ids = {"bos_token_id": template.bos_id, "eos_token_id": template.eos_id}
+    ids["pad_token_id"] = template.eos_id
+    model_config = architecture_config(config, vocab_size=size, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+
+
+def _resized(config: ModelConfig, source: str, size: int) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(source)
+    old = model.get_input_embeddings().num_embeddings
+    if old >= size:
+        return model
+    model.resize_token_embeddings(size, mean_resizing=False)
+    generator = torch.Generator().manual_seed(config.seed)
+    tables = {id(m.weight): m.weight for m in _vocabulary_modules(model)}
+    for table in tables.values():
+        _fill_new_rows(table.data, old, generator)
+    logger.info("vocabulary of %s grown from %d to %d rows", source, old, size)
+    return model
+
+
+def _vocabulary_modules(model: Any) -> list[Any]:
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [module for module in modules if module is not None]
+
+
+def _fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
+    """New rows are the mean of the old, so that they are neither likely nor impossible, and a
+    little noise, so that they differ."""
+    known = table[:old].float()
+    noise = torch.randn((len(table) - old, table.shape[1]), generator=generator)
+    table[old:] = (known.mean(0) + NEW_ROW_NOISE * known.std(0) * noise).to(table.dtype)
+
+
+def _check_tokenizer(source: str, template: Template) -> None:
+    """The store's token ids must mean to the model what they mean to its own tokenizer."""
+    try:
+        own = AutoTokenizer.from_pretrained(source).get_vocab()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path {source!r} has no tokenizer: {error}") from error
+    ours = template.tokenizer.get_vocab()
+    wrong = next((token for token, number in own.items() if ours.get(token) != number), None)
+    if wrong is not None:
+        raise ModelError(
+            f"model.path {source!r} has another tokenizer than the token store: {wrong!r} is "
+            f"{own[wrong]} there and {ours.get(wrong)} in the store. Prepare the store with "
+            f"tokenizer.path={source}"
+        )
+
+
+def _vocabulary_size(template: Template) -> int:
+    """Rows that the template's tokens need."""
+    return max(template.tokenizer.get_vocab().values()) + 1
+
+
+def _vocabulary_of(config: PretrainedConfig) -> int:
+    return int(config.get_text_config().vocab_size)
+
+
+def _identity(config: ModelConfig, source: str | None, template: Template) -> str:
+    weights = weights_fingerprint(source) if source and Path(source).is_dir() else source
+    identity = {"architecture": config.architecture, "seed": config.seed, "source": weights}
+    return json.dumps({**identity, "template": template.fingerprint}, sort_keys=True)
+
+
+def _switch_off_dropout(config: PretrainedConfig) -> None:
+    """One draw on a shared token is not the draw that two sequences would make."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in list(vars(part).items()):
+            if "drop" in name and isinstance(value, float) and value > 0:
+                logger.info("%s set from %s to 0: rows share tokens", name, value)
+                setattr(part, name, 0.0)

@@ -1,0 +1,119 @@
+"""The fused optimizer of the hardware: which one, over which parameters, and its state.
+
+Knows no engine: the parameters may be a model's own or the flat pieces that ZeRO cuts.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metaalign.config.sections import OptimizerConfig
+from metaalign.errors import TrainingError
+
+ADAM_STATE = ("exp_avg", "exp_avg_sq")
+"""What every Adam here keeps for each parameter, beside the number of its steps."""
+
+
+def optimizer_name(name: str, device_type: str) -> str:
+    """The class that a setting means on this hardware, as it is logged."""
+    if name == "auto":
+        return "FusedAdam" if device_type == "cuda" else "DeepSpeedCPUAdam"
+    return {"adamw": "AdamW", "sgd": "SGD"}[name]
+
+
+def check_compiler(name: str, device_type: str) -> None:
+    """Find what DeepSpeed needs to build its ops, before a worker needs it.
+
+    Raises:
+        TrainingError: says what is missing, how to get it, and the setting that does without.
+    """
+    if optimizer_name(name, device_type) in ("AdamW", "SGD"):
+        return
+    wanted = ["ninja", os.environ.get("CXX", "g++")]
+    wanted += ["nvcc"] if device_type == "cuda" else []
+    missing = [tool for tool in wanted if shutil.which(tool) is None]
+    if missing:
+        raise TrainingError(
+            f"optimizer.name {name!r} is DeepSpeed's {optimizer_name(name, device_type)} here, "
+            f"which is compiled at its first use, and {', '.join(missing)} cannot be found on "
+            "PATH. Install it (apt-get install g++ ninja-build), or set optimizer.name=adamw"
+        )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices with weight decay, the others without."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    decayed, others = [], []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            matrix = len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings
+            (decayed if matrix else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    groups: Iterable[dict[str, Any]], config: OptimizerConfig, device_type: str
+) -> Optimizer:
+    """The optimizer over these parameter groups."""
+    name = optimizer_name(config.name, device_type)
+    if name == "SGD":
+        return torch.optim.SGD(groups, lr=config.learning_rate)
+    adam = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}
+    if name == "AdamW":
+        return torch.optim.AdamW(groups, **adam, fused=True)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    if name == "FusedAdam":
+        return FusedAdam(groups, **adam, adam_w_mode=True)
+    return DeepSpeedCPUAdam(groups, **adam, adamw_mode=True)
+
+
+def full_shape(parameter: Any) -> torch.Size:
+    """The full shape, also of a parameter that ZeRO has cut."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def state_keys(optimizer: Optimizer) -> tuple[str, ...]:
+    return () if isinstance(optimizer, torch.optim.SGD) else ADAM_STATE
+
+
+def prepare_state(optimizer: Any, parameters: Iterable[Tensor], steps: int) -> None:
+    name = type(optimizer).__name__
+    if name == "SGD":
+        return
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        for key in ADAM_STATE:
+            if key not in state:
+                state[key] = torch.zeros_like(parameter.data, dtype=torch.float32)
+        counter = torch.tensor(float(steps), device=parameter.device)
+        state["step"] = counter if name == "AdamW" else steps
+    if name == "DeepSpeedCPUAdam":
+        _count_up(optimizer, steps)
+
+
+def _count_up(optimizer: Any, steps: int) -> None:
+    """Bring the C++ side of DeepSpeedCPUAdam to where it was after this many steps.
+
+    It keeps running products of the betas; asked for step n out of order it takes powers instead,
+    which differ in the last bit. Updates of nothing repeat the products.
+    """
+    nothing = torch.zeros(0)
+    beta1, beta2 = optimizer.param_groups[0]["betas"]
+    for step in range(1, steps + 1):
+        arguments = (optimizer.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True)
+        optimizer.ds_opt_adam.adam_update(*arguments, *[nothing] * 4)

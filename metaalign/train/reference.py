@@ -1,0 +1,98 @@
+"""The reference pass: every response's log-prob under the model that training starts from.
+
+One forward pass of the training engine before step 0, in shards that a killed pass resumes:
+
+    reference/3f2a.../
+      00000.npy     float64 log-probs of the first examples' responses, in nats
+      00001.npy     of the next, and so on
+
+The folder's name is the fingerprint of weights, precision, template, store and selection.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metaalign.steps.plan import Sweep
+from metaalign.steps.selection import ranges
+from metaalign.train.loop import Reader, measure
+from metaalign.train.zero import Engine
+
+
+def reference_fingerprint(sweep: Sweep, **parts: str) -> str:
+    """Equal where a pass would give the same log-probs.
+
+    Args:
+        parts: Fingerprints of the weights, the template and the store, and the precision.
+    """
+    selection = sweep.selection
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    flat, starts = ranges(selection.response_start, sweep.positions)
+    for array in (selection.example[sweep.positions], starts, selection.response[flat]):
+        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    digest.update(str(sweep.examples_per_step).encode())
+    return digest.hexdigest()[:32]
+
+
+def reference_logprobs(
+    engine: Engine,
+    sweep: Sweep,
+    reader: Reader,
+    folder: Path,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Run the pass, or what is missing of it, or only read it. Every worker calls it.
+
+    Args:
+        folder: Of this fingerprint, on a disk that every worker sees.
+        progress: Called with the number of shards done.
+
+    Returns:
+        (R,) float64 in nats, aligned with the selection's responses; NaN for examples that the
+        sweep leaves out.
+    """
+    selection = reader.selection
+    result = np.full(len(selection.response), np.nan)
+    done = _finished(engine, sweep, folder)
+    for step in range(sweep.num_steps):
+        positions = sweep.step(step)
+        flat = ranges(selection.response_start, positions)[0]
+        if done[step]:
+            result[flat] = np.load(_shard(folder, step))
+            continue
+        part = Sweep(sweep.packing, positions, len(positions))
+        result[flat] = measure(engine, part, reader, None).logprobs[flat]
+        if engine.rank == 0:
+            _write(_shard(folder, step), result[flat])
+        if progress:
+            progress(step + 1)
+    return result
+
+
+def _shard(folder: Path, step: int) -> Path:
+    return folder / f"{step:05d}.npy"
+
+
+def _finished(engine: Engine, sweep: Sweep, folder: Path) -> list[bool]:
+    """Which shards exist, as worker 0 sees it: all must agree on the collectives to come."""
+    found = torch.zeros(sweep.num_steps, device=engine.device)
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        found += torch.tensor(
+            [float(_shard(folder, step).is_file()) for step in range(sweep.num_steps)],
+            device=engine.device,
+        )
+    return [value > 0 for value in engine.sum(found).tolist()]
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, values)
+    os.replace(partial, path)

@@ -1,0 +1,73 @@
+"""What a run says of itself: the order of held-out pairs, and result.json.
+
+    {"job": "dpo", "steps": 400, "seconds": 97.1, "tokens_per_second": 11402.0,
+     "optimizer": "DeepSpeedCPUAdam", "loss": 0.21,
+     "held_out": {"before": {"loss": 0.693}, "after": {"loss": 0.25}},
+     "pair_order": {"accuracy": 0.93, "low": 0.91, "high": 0.95, "count": 512}, ...}
+
+Knows no engine and no Ray.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from metaalign.data.columns import Columns
+from metaalign.steps.selection import Selection
+from metaalign.train.losses import ordered_slots
+
+RESULT_FILE = "result.json"
+CONFIDENCE = 0.95
+
+
+def pair_order(
+    selection: Selection,
+    columns: Columns,
+    *,
+    policy: np.ndarray,
+    reference: np.ndarray,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Share of the pairs whose better response gained more over the reference; a tie counts half.
+
+    Args:
+        policy: (R,) log-probs of all used responses in nats, as is `reference`.
+
+    Returns:
+        accuracy, and the bounds of its 95% bootstrap interval over examples, low and high; count
+        of examples. An example's pairs together count once.
+    """
+    owner = np.repeat(np.arange(len(selection)), selection.response_count)
+    first = columns.response_start[selection.example][owner]
+    pairs = ordered_slots(owner, columns.order_score[first + selection.response])
+    gain = policy - reference
+    difference = gain[pairs.chosen] - gain[pairs.rejected]
+    right = (np.sign(difference) + 1) / 2 * pairs.share
+    by_example = np.bincount(owner[pairs.chosen], weights=right, minlength=len(selection))
+    accuracy = float(by_example.mean())
+    low = high = accuracy
+    if by_example.min() < by_example.max():
+        rng = np.random.default_rng(seed)
+        interval = bootstrap(
+            (by_example,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=rng
+        ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return {"accuracy": accuracy, "low": low, "high": high, "count": len(by_example)}
+
+
+def write_result(folder: str | Path, result: dict[str, Any]) -> None:
+    """Put result.json into the run's folder, whole or not at all."""
+    path = Path(folder) / RESULT_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_result(folder: str | Path) -> dict[str, Any] | None:
+    """The result of a finished run; None where it has not finished."""
+    path = Path(folder) / RESULT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,231 @@
+"""The sft and dpo jobs: everything is checked on the driver, then Ray Train runs the workers.
+
+The only file of the room that knows Ray.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+)
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from metaalign.config import DPOConfig, SFTConfig, resolve
+from metaalign.config.sections import WorkersConfig
+from metaalign.data.store import TokenStore
+from metaalign.errors import ConfigError, MetaAlignError, TrainingError
+from metaalign.tracking import Run
+from metaalign.train.checkpoints import check_identity, newest_checkpoint, read_manifest
+from metaalign.train.export import write_recipe
+from metaalign.train.models import (
+    context_of,
+    load_config_of,
+    prepare_initial,
+    weights_fingerprint,
+)
+from metaalign.train.optimizers import check_compiler, optimizer_name
+from metaalign.train.probe import choose_layout
+from metaalign.train.results import RESULT_FILE, read_result
+from metaalign.train.task import DeviceType, Task, TrainingConfig, gather_materials, identity
+from metaalign.train.workers import TrainingRun, start_engine
+
+INITIAL_FOLDER = "initial"
+"""Folder under the storage of a model that had to be made: random, or with a larger vocabulary."""
+
+GPU_BUDGET_MULTIPLE = 128
+"""FlexAttention's blocks."""
+
+logger = logging.getLogger(__name__)
+
+
+def run_sft(config: SFTConfig, run: Run | None = None) -> dict[str, Any]:
+    """Supervised fine-tuning on the best response; what result.json holds.
+
+    Raises:
+        MetaAlignError: what is wrong, found before a worker starts, or why training stopped.
+    """
+    return _run(config, run)
+
+
+def run_dpo(config: DPOConfig, run: Run | None = None) -> dict[str, Any]:
+    """Preference training against the model's own start. Result and errors as of `run_sft`."""
+    return _run(config, run)
+
+
+def prepare_task(config: TrainingConfig) -> Task:
+    """Check all that can be wrong, and make the initial model where it must be made.
+
+    Raises:
+        MetaAlignError: names the setting, its value and the remedy.
+    """
+    store = TokenStore.open(resolve(config.storage, config.store))
+    device_type = _device_type(config.workers)
+    check_compiler(config.optimizer.name, device_type)
+    attention = _attention(config, device_type)
+    dtype = _dtype(config, device_type)
+    folder = Path(config.storage) / INITIAL_FOLDER
+    initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
+    model_config = load_config_of(initial)
+    task = Task(
+        config=config,
+        initial=str(initial),
+        weights=weights_fingerprint(initial),
+        context=context_of(model_config),
+        layout=choose_layout(model_config, config.model.layout, attention),
+        attention=attention,
+        dtype=dtype,
+        device_type=device_type,
+    )
+    materials = gather_materials(task)
+    newest = newest_checkpoint(task.folder)
+    if newest is not None:
+        check_identity(read_manifest(newest), identity(task, store), Path(task.folder))
+    logger.info(
+        "%s: %d examples in %d steps, layout %s, %s, %s on %d %s worker(s)",
+        task.job,
+        len(materials.plan.selection),
+        materials.plan.num_steps,
+        task.layout,
+        dtype,
+        optimizer_name(config.optimizer.name, device_type),
+        config.workers.num_workers,
+        device_type,
+    )
+    return task
+
+
+def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
+    task = prepare_task(config)
+    workers = config.workers
+    gpu = task.device_type == "cuda"
+    resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if gpu else {})}
+    folder = Path(task.folder)
+    template = TokenStore.open(resolve(config.storage, config.store)).template
+    recipe = {"job": task.job, "dtype": task.dtype, "config": config.model_dump(mode="json")}
+    write_recipe(folder, initial=task.initial, template=template, recipe=recipe)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"task": task.to_plain(), "run": run.address if run else None},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.num_workers, use_gpu=gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=config.output,
+            storage_path=config.storage,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": task.device_type}},
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"{task.job}: {_cause(error)}") from error
+    result = read_result(task.folder)
+    if result is None:
+        raise TrainingError(f"{task.folder}: the workers ended without a {RESULT_FILE}")
+    return result
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """The training function of every worker."""
+    task = Task.from_plain(settings["task"])
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, int(task.config.workers.cpus_per_worker)))
+    engine = start_engine(task, get_device())
+    tracker = None
+    if settings["run"] and context.get_world_rank() == 0:
+        tracker = Run.attach(settings["run"])
+    track: Callable[..., None] = tracker.log_metrics if tracker else lambda *_: None
+    TrainingRun(task, engine, publish=_publish, track=track).run()
+    if tracker:
+        tracker.flush()
+
+
+def _publish(name: str, write: Callable[[Path], None]) -> None:
+    """Each worker reports a folder of its own; Ray merges them in the storage."""
+    with tempfile.TemporaryDirectory(prefix="metaalign-") as folder:
+        write(Path(folder))
+        checkpoint = Checkpoint.from_directory(folder)
+        ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def _device_type(workers: WorkersConfig) -> DeviceType:
+    """cpu or cuda, for which the cluster has room.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0)) if workers.gpu == "auto" else 0
+    if 0 < gpus < workers.num_workers:
+        raise ConfigError(
+            f"workers.num_workers {workers.num_workers}: each takes a GPU, and the cluster has "
+            f"{gpus}; lower it, or set workers.gpu to never"
+        )
+    asked = workers.num_workers * workers.cpus_per_worker
+    if asked > have.get("CPU", 0):
+        raise ConfigError(
+            f"workers.num_workers {workers.num_workers} at workers.cpus_per_worker "
+            f"{workers.cpus_per_worker:g} is {asked:g} CPUs, and the cluster has "
+            f"{have.get('CPU', 0):g}"
+        )
+    return "cuda" if gpus else "cpu"
+
+
+def _attention(
+    config: TrainingConfig, device_type: DeviceType
+) -> Literal["sdpa", "flex_attention"]:
+    attention, budget = config.model.attention, config.batch.budget
+    if attention == "auto":
+        attention = "flex_attention" if device_type == "cuda" else "sdpa"
+    if attention == "flex_attention" and device_type == "cpu":
+        raise ConfigError(
+            "model.attention flex_attention cannot train on a CPU; set it to sdpa or auto"
+        )
+    if attention == "flex_attention" and budget % GPU_BUDGET_MULTIPLE:
+        multiple = -(-budget // GPU_BUDGET_MULTIPLE) * GPU_BUDGET_MULTIPLE
+        raise ConfigError(
+            f"batch.budget ({budget}) must be a multiple of {GPU_BUDGET_MULTIPLE} for "
+            f"FlexAttention; the next one is {multiple}"
+        )
+    return attention
+
+
+def _dtype(config: TrainingConfig, device_type: DeviceType) -> Literal["float32", "bfloat16"]:
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device_type == "cuda" else "float32"
+    if dtype == "bfloat16" and config.zero.stage == 0:
+        raise ConfigError(
+            "zero.stage 0 with bfloat16 would keep no float32 weights to update; set zero.stage to "
+            "1, 2 or 3, or model.dtype to float32"
+        )
+    return dtype
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of ours in a worker, or the last line of what Ray says."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, MetaAlignError):
+                return str(cause)
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return str(error).strip().splitlines()[-1]

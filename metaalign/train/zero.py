@@ -1,0 +1,341 @@
+"""DeepSpeed's settings, and the engines that take a step.
+
+Knows no data, no loss and no Ray. `ZeroEngine` cuts the model over the workers by ZeRO;
+`PlainEngine` takes the same steps in one process without DeepSpeed.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metaalign.config.sections import OptimizerConfig, ZeroConfig
+from metaalign.train.logprobs import TensorRows
+from metaalign.train.optimizers import (
+    build_optimizer,
+    full_shape,
+    parameter_groups,
+    prepare_state,
+    set_learning_rate,
+    state_keys,
+)
+
+REDUCE_BUCKET = {"cpu": 4_000_000, "cuda": 100_000_000}
+"""Elements of gradient that are reduced together. DeepSpeed holds one buffer of this size."""
+
+logger = logging.getLogger(__name__)
+
+
+def deepspeed_settings(
+    zero: ZeroConfig, *, max_grad_norm: float | None, dtype: torch.dtype, device_type: str
+) -> dict[str, Any]:
+    """The dict that DeepSpeed reads. Steps and learning rates are the loop's own business.
+
+    Gradients are reduced and added up in float32 whatever the precision: DeepSpeed would reduce
+    bfloat16 gradients in bfloat16. It must believe that every micro-batch is a step of its own
+    (gradient accumulation 1); the engine tells it otherwise before each forward.
+    """
+    bucket = REDUCE_BUCKET[device_type]
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm or 0.0,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": zero.stage,
+            "memory_efficient_linear": device_type == "cuda",
+            "overlap_comm": device_type == "cuda",
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_param_persistence_threshold": zero.persistence_threshold,
+        },
+    }
+
+
+class Engine(Protocol):
+    """What the loop, the reference pass and checkpoints ask of an engine."""
+
+    policy: nn.Module
+    rank: int
+    world_size: int
+    device: torch.device
+    optimizer: Optimizer
+    """The basic optimizer, below any wrapper of DeepSpeed's."""
+
+    def forward(self, rows: TensorRows, *, last: bool = True) -> Tensor:
+        """(T,) log-probs. `last` marks the last micro-batch of a step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this worker's share of the step's loss."""
+        ...
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Update the parameters; the global gradient norm before clipping, a scalar."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers, on each of them."""
+        ...
+
+    def shard(self, name: str, key: str | None) -> Tensor:
+        """This worker's flat shard of a float32 parameter, or of its optimizer state `key`."""
+        ...
+
+    def load_shard(self, name: str, key: str | None, value: Tensor) -> None:
+        """Put back what `shard` gave. `refresh` must follow the last one."""
+        ...
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Full shape of every trainable parameter, by name, in a fixed order."""
+        ...
+
+    def state_keys(self) -> tuple[str, ...]:
+        """Names of the optimizer states that every parameter has."""
+        ...
+
+    def prepare_state(self, steps: int) -> None:
+        """Make every optimizer state, as if after this many steps."""
+        ...
+
+    def refresh(self) -> None:
+        """Let the forward pass see what `load_shard` wrote."""
+        ...
+
+
+class PlainEngine:
+    """One process without DeepSpeed: the same steps as `ZeroEngine` takes on any number."""
+
+    rank, world_size = 0, 1
+
+    def __init__(
+        self, policy: nn.Module, optimizer: OptimizerConfig, device: str | torch.device = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.policy = policy.to(self.device)
+        self._parameters = dict(_trainable(policy))
+        self._max_grad_norm = optimizer.max_grad_norm
+        groups = parameter_groups(policy, optimizer.weight_decay)
+        self.optimizer = build_optimizer(groups, optimizer, self.device.type)
+
+    def forward(self, rows: TensorRows, *, last: bool = True) -> Tensor:  # noqa: ARG002
+        return self.policy(rows)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> Tensor:
+        parameters = list(self._parameters.values())
+        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm or float("inf"))
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def shard(self, name: str, key: str | None) -> Tensor:
+        parameter = self._parameters[name]
+        value = parameter if key is None else self.optimizer.state[parameter][key]
+        return value.detach().flatten()
+
+    def load_shard(self, name: str, key: str | None, value: Tensor) -> None:
+        self.shard(name, key).copy_(value)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self._parameters.items()}
+
+    def state_keys(self) -> tuple[str, ...]:
+        return state_keys(self.optimizer)
+
+    def prepare_state(self, steps: int) -> None:
+        prepare_state(self.optimizer, self._parameters.values(), steps)
+
+    def refresh(self) -> None:
+        pass
+
+
+class ZeroEngine:
+    """A DeepSpeed engine over all workers. `torch.distributed` must be up."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        zero: ZeroConfig,
+        optimizer: OptimizerConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+        self.policy = policy
+        self.device = device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._stage = zero.stage
+        self._parameters = dict(_trainable(policy))
+        settings = deepspeed_settings(
+            zero, max_grad_norm=optimizer.max_grad_norm, dtype=dtype, device_type=device.type
+        )
+        if zero.stage == 3:
+            _gather_by_layer(policy)
+        groups = parameter_groups(policy, optimizer.weight_decay)
+        basic = build_optimizer(groups, optimizer, device.type)
+        self._engine = deepspeed.initialize(
+            model=policy, optimizer=basic, config=settings, dist_init_required=False
+        )[0]
+        self._zero: Any = self._engine.optimizer
+        self.optimizer = basic
+
+    def forward(self, rows: TensorRows, *, last: bool = True) -> Tensor:
+        self._engine.set_gradient_accumulation_boundary(last)
+        return self._engine(rows)
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed averages gradients over the workers; the loss is already a share of a sum.
+        self._engine.backward(loss * self.world_size)
+
+    def step(self, learning_rate: float) -> Tensor:
+        set_learning_rate(self._zero, learning_rate)
+        norm = self._whole_norm() if self._stage == 0 else None
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+
+    def _whole_norm(self) -> Tensor:
+        """Stage 0 keeps whole gradients, and DeepSpeed does not tell their norm."""
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def shard(self, name: str, key: str | None) -> Tensor:
+        from deepspeed.utils import (
+            safe_get_full_fp32_param,
+            safe_get_full_optimizer_state,
+            safe_get_local_fp32_param,
+            safe_get_local_optimizer_state,
+        )
+
+        parameter = self._parameters[name]
+        full: Any
+        if self._stage == 3:
+            if key is None:
+                full = safe_get_local_fp32_param(parameter)
+            else:
+                full = safe_get_local_optimizer_state(parameter, key)
+            return full.detach()[: self._extent(parameter)[1]]
+        if self._stage == 0:
+            full = parameter if key is None else self.optimizer.state[parameter][key]
+        elif key is None:
+            full = safe_get_full_fp32_param(parameter)
+        else:
+            full = safe_get_full_optimizer_state(parameter, key)
+        return full.detach().flatten().narrow(0, *self._extent(parameter))
+
+    def load_shard(self, name: str, key: str | None, value: Tensor) -> None:
+        parameter: Any = self._parameters[name]
+        if self._stage == 3:
+            self._load_local(parameter, key, value)
+            return
+        full = self._gather(parameter, value)
+        if self._stage == 0:
+            target = parameter if key is None else self.optimizer.state[parameter][key]
+            target.data.copy_(full.view_as(target))
+        elif parameter._hp_mapping is not None:
+            parameter.set_full_hp_param(full.view(parameter.shape), key)
+
+    def _load_local(self, parameter: Any, key: str | None, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        padded = torch.zeros(parameter.ds_tensor.ds_numel, device=self.device)
+        padded[: len(value)] = value
+        if key is not None:
+            safe_set_local_optimizer_state(parameter, padded, key)
+            return
+        safe_set_local_fp32_param(parameter, padded)
+        # The setter writes the float32 master alone; the forward reads this one.
+        parameter.ds_tensor.data.copy_(padded)
+
+    def _gather(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """A whole parameter from every worker's shard of it."""
+        share = -(-parameter.numel() // self.world_size)
+        padded = torch.zeros(share, device=self.device)
+        padded[: len(value)] = value
+        full = torch.empty(share * self.world_size, device=self.device)
+        dist.all_gather_into_tensor(full, padded)
+        return full[: parameter.numel()]
+
+    def _extent(self, parameter: Tensor) -> tuple[int, int]:
+        """Start and length of this worker's shard, without padding."""
+        numel = full_shape(parameter).numel()
+        share = -(-numel // self.world_size)
+        start = min(self.rank * share, numel)
+        return start, min(share, numel - start)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(full_shape(value)) for name, value in self._parameters.items()}
+
+    def state_keys(self) -> tuple[str, ...]:
+        return state_keys(self.optimizer)
+
+    def prepare_state(self, steps: int) -> None:
+        prepare_state(self.optimizer, self._flat_parameters(), steps)
+        if self._stage in (1, 2):
+            # Links each parameter to its piece of the states, as the first step would.
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """What the basic optimizer holds instead of the parameters."""
+        if self._stage == 3:
+            return self._zero.fp32_partitioned_groups_flat
+        if self._stage == 0:
+            return list(self._parameters.values())
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def refresh(self) -> None:
+        if self._stage == 3 and self._zero.persistent_parameters:
+            # Small parameters stay whole between steps, so they hold the old values yet.
+            persistent = self._zero.persistent_parameters
+            persistent[0].partition(persistent, has_been_updated=False)
+            persistent[0].all_gather(persistent)
+        elif self._stage in (1, 2):
+            self._zero.update_lp_params()
+
+
+def quiet_deepspeed() -> None:
+    """Drop the warning that DeepSpeed 0.19 on torch 2.13 prints at every collective, and its log
+    of every setting."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    message = r"`torch\.distributed\.\w+` is deprecated"
+    warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+
+
+def _gather_by_layer(policy: nn.Module) -> None:
+    """Let ZeRO-3 gather a decoder layer at once instead of each of its modules.
+
+    Fewer and larger collectives, and half of DeepSpeed's own time on a small model.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    names = {name for m in policy.modules() for name in getattr(m, "_no_split_modules", None) or ()}
+    layers = {type(m) for m in policy.modules() if type(m).__name__ in names}
+    if layers:
+        set_z3_leaf_modules(policy, list(layers))
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)

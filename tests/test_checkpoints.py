@@ -1,0 +1,169 @@
+"""A run goes on from a checkpoint as if nothing had happened, on any number of workers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metaalign.data.store import TokenStore
+from metaalign.errors import CheckpointError, TrainingError
+from metaalign.train.checkpoints import (
+    MARKER,
+    check_identity,
+    keep_newest,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    step_folder,
+)
+from metaalign.train.loop import Reader, measure
+from metaalign.train.task import Task, gather_materials
+from metaalign.train.workers import build_policy
+from metaalign.train.zero import PlainEngine
+from tests.tiny_task import run_workers, tiny_task
+from tests.worker_scenarios import digest, run_task
+
+EVERY_3 = {"every_steps": 3, "keep": 5}
+
+
+def plain_engine(task: Task) -> PlainEngine:
+    return PlainEngine(build_policy(task, None), task.config.optimizer)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def on_two(storage: Path, make_store: Callable[..., TokenStore]) -> list[dict[str, Any]]:
+    """Six steps on two workers: in one go, and cut off after three."""
+    names = ("whole", "broken")
+    tasks = [tiny_task(storage, make_store, output=name, checkpoint=EVERY_3) for name in names]
+    return run_workers("resume", tasks, storage)
+
+
+def losses(run: dict[str, Any]) -> dict[int, float]:
+    return {int(step): loss for step, loss in run["losses"].items()}
+
+
+def test_six_steps_are_three_and_three_bit_for_bit(on_two: list[dict[str, Any]]) -> None:
+    for worker in on_two:
+        assert worker["same"] == [True]
+    first = on_two[0]
+    assert losses(first["before"]) | losses(first["after"]) == losses(first["whole"])
+    assert sorted(losses(first["after"])) == [4, 5, 6]
+    assert first["after"]["result"]["held_out"] == first["whole"]["result"]["held_out"]
+    assert first["after"]["result"]["tokens"] == first["whole"]["result"]["tokens"]
+
+
+def test_one_process_goes_on_where_two_workers_stopped(
+    on_two: list[dict[str, Any]], storage: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(storage, make_store, output="alone", checkpoint=EVERY_3)
+    folder = Path(task.folder)
+    folder.mkdir()
+    (folder / step_folder(3)).symlink_to(storage / "whole" / step_folder(3))
+    after = run_task(task, plain_engine(task))
+    whole = losses(on_two[0]["whole"])
+    assert losses(after) == pytest.approx({step: whole[step] for step in (4, 5, 6)}, abs=1e-5)
+
+
+def test_every_stage_loads_what_one_process_wrote(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    stages = [
+        tiny_task(tmp_path, make_store, checkpoint=EVERY_3, zero=settings)
+        for settings in (
+            {"stage": 3, "persistence_threshold": 300},
+            {"stage": 2},
+            {"stage": 1},
+            {"stage": 0},
+        )
+    ]
+    task = stages[0]
+    engine = plain_engine(task)
+    run_task(task, engine, stop_at=3)
+    store, plan, _ = gather_materials(task)
+    reader = Reader(store, plan.selection, task.config.batch.budget)
+    alone = torch.tensor(measure(engine, plan.sweep(5), reader, None).logprobs)
+    for worker in run_workers("load", stages, tmp_path):
+        for found in worker:
+            torch.testing.assert_close(torch.tensor(found).double(), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, make_store: Callable[..., TokenStore]) -> tuple[PlainEngine, Path]:
+    """An engine after one step, and its checkpoint."""
+    changed = {"length": {"epochs": None, "max_steps": 1}}
+    task = tiny_task(tmp_path, make_store, **changed)
+    engine = plain_engine(task)
+    run_task(task, engine)
+    return engine, Path(task.folder) / step_folder(1)
+
+
+def test_parameters_and_states_come_back_into_a_fresh_engine(
+    saved: tuple[PlainEngine, Path], tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    engine, folder = saved
+    fresh = plain_engine(tiny_task(tmp_path, make_store))
+    manifest = load_checkpoint(fresh, folder)
+    assert manifest["step"] == 1
+    assert digest(fresh) == digest(engine)
+    weights = load_weights(folder)
+    assert {name: tuple(value.shape) for name, value in weights.items()} == engine.shapes()
+    name = next(iter(weights))
+    assert torch.equal(weights[name].flatten(), engine.shard(name, None))
+
+
+def test_without_the_marker_or_with_a_file_cut_short_it_does_not_count(
+    saved: tuple[PlainEngine, Path],
+) -> None:
+    _, folder = saved
+    assert newest_checkpoint(folder.parent) == folder
+    data = next(folder.glob("*.distcp"))
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1])
+    assert newest_checkpoint(folder.parent) is None
+    with pytest.raises(CheckpointError, match="missing or cut short"):
+        read_manifest(folder)
+    data.write_bytes(whole)
+    (folder / MARKER).unlink()
+    assert newest_checkpoint(folder.parent) is None
+
+
+def test_the_newest_are_kept(saved: tuple[PlainEngine, Path], tmp_path: Path) -> None:
+    engine, _ = saved
+    run = tmp_path / "run"
+    for step in (2, 10, 9):
+        save_checkpoint(engine, run / step_folder(step), step=step, identity={}, progress={})
+    (run / step_folder(8)).mkdir()  # cut off before its marker
+    (run / step_folder(11)).mkdir()
+    keep_newest(run, 2)
+    names = sorted(path.name for path in run.iterdir())
+    assert names == [step_folder(9), step_folder(10), step_folder(11)]
+    assert newest_checkpoint(run) == run / step_folder(10)
+
+
+def test_another_model_is_refused(
+    saved: tuple[PlainEngine, Path], tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    _, folder = saved
+    manifest = json.loads((folder / MARKER).read_text())
+    manifest["shapes"]["model.lm_head.weight"] = [1, 2]
+    (folder / MARKER).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="of another model or optimizer"):
+        load_checkpoint(plain_engine(tiny_task(tmp_path, make_store)), folder)
+
+
+def test_a_changed_resume_is_refused_by_key() -> None:
+    manifest = {"identity": {"seed": 0, "store": "a", "batch.global_batch_size": 8}}
+    same = {"seed": 0, "store": "a", "batch.global_batch_size": 8}
+    check_identity(manifest, same, Path("run"))
+    with pytest.raises(TrainingError, match=r"(?s)seed: 0 then, 1 now.*store: 'a' then, 'b' now"):
+        check_identity(manifest, {**same, "seed": 1, "store": "b"}, Path("run"))

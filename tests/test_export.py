@@ -1,0 +1,86 @@
+"""Export: what is loaded from the folder is the policy that was trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from metaalign.config import ExportConfig
+from metaalign.data.store import TokenStore
+from metaalign.errors import CheckpointError, TemplateError
+from metaalign.template import Template
+from metaalign.train.export import MODEL_FOLDER, run_export, write_recipe
+from metaalign.train.task import Task
+from metaalign.train.workers import build_policy
+from metaalign.train.zero import PlainEngine
+from tests.tiny_task import ARCHITECTURE, tiny_task
+from tests.worker_scenarios import run_task
+
+
+def trained(task: Task) -> PlainEngine:
+    """The engine after a whole run, whose folder can be exported."""
+    store = TokenStore.open(Path(task.config.storage) / "store")
+    recipe = {"job": task.job, "dtype": task.dtype, "config": task.config.model_dump(mode="json")}
+    folder = Path(task.folder)
+    write_recipe(folder, initial=task.initial, template=store.template, recipe=recipe)
+    engine = PlainEngine(build_policy(task, None), task.config.optimizer)
+    run_task(task, engine)
+    return engine
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_folder_gives_the_live_policys_logits(
+    tied: bool, tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    model = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": tied}}
+    task = tiny_task(tmp_path, make_store, model=model)
+    live = trained(task).policy.model
+    folder = run_export(ExportConfig(storage=str(tmp_path), run="sft", output="out"))
+    exported = AutoModelForCausalLM.from_pretrained(folder)
+    start = AutoModelForCausalLM.from_pretrained(task.initial)
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert torch.equal(exported(tokens).logits, live(tokens).logits)
+        assert not torch.allclose(exported(tokens).logits, start(tokens).logits)
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_the_folder_carries_template_end_token_and_numbers(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(tmp_path, make_store, "dpo")
+    trained(task)
+    folder = run_export(ExportConfig(storage=str(tmp_path)))
+    store = TokenStore.open(tmp_path / "store")
+    assert Template.verify(folder).fingerprint == store.template.fingerprint
+    assert json.loads((folder / "template.json").read_text())["golden"]
+    generation = GenerationConfig.from_pretrained(folder)
+    assert generation.eos_token_id == generation.pad_token_id == store.template.eos_id
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == (
+        store.template.tokenizer.get_vocab()
+    )
+    card = (folder / "README.md").read_text()
+    result = json.loads((tmp_path / "dpo" / "result.json").read_text())
+    assert f"| loss | 0.6931 | {result['held_out']['after']['loss']:.4g} |" in card
+    assert f"in the right order: {result['pair_order']['accuracy']:.3f}" in card
+    assert '"learning_rate": 0.001' in card
+
+
+def test_a_run_that_cannot_be_exported_is_named(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    config = ExportConfig(storage=str(tmp_path), run="sft")
+    with pytest.raises(CheckpointError, match=r"sft: the run's folder does not exist.*set `run`"):
+        run_export(config)
+    (tmp_path / "sft").mkdir()
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        run_export(config)
+    trained(tiny_task(tmp_path, make_store))
+    golden = tmp_path / "sft" / MODEL_FOLDER / "template.json"
+    golden.write_text(golden.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(TemplateError):
+        run_export(config)
+    assert not (tmp_path / "model").exists()

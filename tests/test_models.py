@@ -1,0 +1,158 @@
+"""The model that training starts from: random, pretrained, with a vocabulary that fits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from metaalign.config.sections import ModelConfig
+from metaalign.data.store import TokenStore
+from metaalign.data.tokenizer import load_tokenizer
+from metaalign.errors import ModelError
+from metaalign.template import Template
+from metaalign.train.models import (
+    architecture_config,
+    context_of,
+    load_policy,
+    prepare_initial,
+    weights_fingerprint,
+)
+from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
+
+RANDOM = ModelConfig(architecture=ARCHITECTURE)
+
+
+@pytest.fixture(scope="module")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., TokenStore]
+) -> TokenStore:
+    return make_store(tmp_path_factory.mktemp("models") / "store")
+
+
+def initial(config: ModelConfig, template: Template, storage: Path, name: str = "initial") -> Path:
+    return prepare_initial(config, template, storage / name, storage=str(storage))
+
+
+def test_random_weights_follow_the_seed_and_fit_the_tokenizer(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    first = initial(RANDOM, store.template, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(first)
+    assert model.config.vocab_size == len(store.template.tokenizer)
+    assert model.config.eos_token_id == store.template.eos_id
+    assert Template.verify(first).fingerprint == store.template.fingerprint
+    same = initial(RANDOM, store.template, tmp_path, "same")
+    other = initial(
+        ModelConfig(architecture=ARCHITECTURE, seed=1), store.template, tmp_path, "other"
+    )
+    assert weights_fingerprint(same) == weights_fingerprint(first)
+    assert weights_fingerprint(other) != weights_fingerprint(first)
+
+
+def test_what_was_prepared_is_found_again_and_what_differs_replaced(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    folder = initial(RANDOM, store.template, tmp_path)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    initial(RANDOM, store.template, tmp_path)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    initial(ModelConfig(architecture=ARCHITECTURE, seed=1), store.template, tmp_path)
+    assert (folder / "model.safetensors").stat().st_mtime_ns != written
+
+
+def test_a_folder_that_fits_is_used_in_place(store: TokenStore, tmp_path: Path) -> None:
+    folder = initial(RANDOM, store.template, tmp_path, "exported")
+    assert initial(ModelConfig(path="exported"), store.template, tmp_path) == folder
+    assert not (tmp_path / "initial").exists()
+
+
+def test_a_pretrained_vocabulary_grows_by_the_control_tokens(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    source = shared_data / "stories260k"
+    template = load_tokenizer(str(source))
+    folder = initial(ModelConfig(path=str(source)), template, tmp_path)
+    old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (source, folder))
+    before, after = (model.get_input_embeddings().weight for model in (old, new))
+    assert (len(before), len(after)) == (512, 516)
+    assert torch.equal(after[:512], before)
+    assert new.get_output_embeddings().weight is after
+    mean, spread = before.mean(0), before.std(0)
+    assert ((after[512:] - mean).abs() < 0.5 * spread).all()
+    assert len({tuple(row) for row in after[512:].tolist()}) == 4
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(new(tokens).logits[..., :512], old(tokens).logits)
+
+
+def test_another_tokenizer_than_the_stores_is_refused(
+    store: TokenStore, shared_data: Path, tmp_path: Path
+) -> None:
+    config = ModelConfig(path=str(shared_data / "stories260k"))
+    with pytest.raises(ModelError, match=r"another tokenizer than the token store.*tokenizer.path"):
+        initial(config, store.template, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig(path="/no/such"), "model.path '/no/such': there is no such folder"),
+        (
+            ModelConfig(architecture={**ARCHITECTURE, "hiden_size": 8}),
+            "llama has no key hiden_size",
+        ),
+        (ModelConfig(architecture={"model_type": "lama"}), "did you mean 'llama'"),
+        (ModelConfig(architecture={**ARCHITECTURE, "hidden_size": 18}), "model.architecture: "),
+        (ModelConfig(architecture={**ARCHITECTURE, "vocab_size": 8}), "smaller than the"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(
+    config: ModelConfig, message: str, store: TokenStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        initial(config, store.template, tmp_path)
+
+
+def test_a_folder_without_a_config_is_named(store: TokenStore, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="cannot be read"):
+        initial(ModelConfig(path="empty"), store.template, tmp_path)
+
+
+def test_dropout_is_switched_off(store: TokenStore, tmp_path: Path) -> None:
+    architecture = {**ARCHITECTURE, "attention_dropout": 0.5}
+    folder = initial(ModelConfig(architecture=architecture), store.template, tmp_path)
+    assert json.loads((folder / "config.json").read_text())["attention_dropout"] == 0.5
+    policy = load_policy(
+        folder,
+        deepspeed=None,
+        dtype=torch.float32,
+        attention="sdpa",
+        layout="tree",
+        chunk_size_mb=1,
+    )
+    assert policy.training
+    assert policy.model.config.attention_dropout == 0.0
+
+
+def test_the_context_is_the_models() -> None:
+    assert context_of(LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_of(architecture_config(RANDOM, vocab_size=300)) == 256
+
+
+def test_no_worker_ever_holds_the_model_under_stage_3(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    tied = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": True}}
+    tasks = [
+        tiny_task(tmp_path / name, make_store, model=model)
+        for name, model in (("plain", {"architecture": ARCHITECTURE}), ("tied", tied))
+    ]
+    for worker in run_workers("construct", tasks, tmp_path):
+        for held in worker:
+            assert held["whole"] == 0
+            # Half of every parameter, and at most one element of padding in each.
+            assert held["model"] / 2 <= held["own"] <= held["model"] / 2 + 30
