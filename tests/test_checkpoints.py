@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,19 @@ def test_a_changed_resume_is_refused_by_key() -> None:
     check_identity(manifest, same, Path("run"))
     with pytest.raises(TrainingError, match=r"(?s)seed: 0 then, 1 now.*store: 'a' then, 'b' now"):
         check_identity(manifest, {**same, "seed": 1, "store": "b"}, Path("run"))
+
+
+def test_every_stage_and_precision_gets_back_what_it_saved(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    kinds = [(3, "float32"), (2, "float32"), (1, "float32"), (0, "float32")]
+    kinds += [(3, "bfloat16"), (2, "bfloat16"), (1, "bfloat16")]
+    tasks = [
+        replace(
+            tiny_task(tmp_path, make_store, output=f"{dtype}-{stage}", zero={"stage": stage}),
+            dtype=dtype,
+        )
+        for stage, dtype in kinds
+    ]
+    same = run_workers("save_and_load", tasks, tmp_path)
+    assert same == [[True] * len(kinds)] * 2

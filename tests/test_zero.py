@@ -13,7 +13,7 @@ from metaalign.train.optimizers import check_compiler, parameter_groups
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import build_policy
 from metaalign.train.zero import PlainEngine, deepspeed_settings
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 from tests.worker_scenarios import curve
 
 STEPS = {"epochs": None, "max_steps": 10}
@@ -23,16 +23,21 @@ STEPS = {"epochs": None, "max_steps": 10}
 def tasks(
     tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., TokenStore]
 ) -> dict[str, Task]:
-    storage = tmp_path_factory.mktemp("zero")
+    folder = tmp_path_factory.mktemp("zero")
 
-    def task(name: str, stage: int, **zero: int) -> Task:
+    def task(name: str, stage: int, *, tied: bool = False, **zero: int) -> Task:
+        storage = folder / f"tied-{tied}"
         optimizer = {"name": name, "learning_rate": 1e-3, "weight_decay": 0.1}
         settings = {"stage": stage, "persistence_threshold": 0, **zero}
-        return tiny_task(storage, make_store, length=STEPS, optimizer=optimizer, zero=settings)
+        model = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": tied}}
+        return tiny_task(
+            storage, make_store, length=STEPS, optimizer=optimizer, zero=settings, model=model
+        )
 
     return {
         "adam": task("auto", 3),
         "sgd": task("sgd", 3),
+        "tied": task("auto", 3, tied=True),
         "persistent": task("adamw", 3, persistence_threshold=300),
         "stage 2": task("auto", 2),
         "stage 1": task("auto", 1),
@@ -60,7 +65,9 @@ def test_workers_have_unequal_numbers_of_targets(tasks: dict[str, Task]) -> None
     assert sum(first != second for first, second in targets) > len(targets) / 2
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "persistent", "stage 2", "stage 1", "stage 0"])
+@pytest.mark.parametrize(
+    "name", ["adam", "sgd", "tied", "persistent", "stage 2", "stage 1", "stage 0"]
+)
 def test_two_workers_take_the_steps_of_one_process(
     name: str, tasks: dict[str, Task], curves: dict[str, list[list[float]]]
 ) -> None:
@@ -88,19 +95,12 @@ def test_gradients_are_reduced_and_added_up_in_float32() -> None:
     assert settings["gradient_clipping"] == 0.0
 
 
-def test_vectors_and_embeddings_are_not_decayed() -> None:
+def test_matrices_and_embeddings_are_decayed_and_vectors_are_not() -> None:
     module = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 4), nn.LayerNorm(4))
     decayed, others = parameter_groups(module, 0.1)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert [parameter.shape for parameter in decayed["params"]] == [(4, 2)]
-    assert [parameter.shape for parameter in others["params"]] == [(3, 2), (4,), (4,), (4,)]
-
-
-def test_a_tied_head_counts_as_the_embedding() -> None:
-    embedding, head = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
-    head.weight = embedding.weight
-    (others,) = parameter_groups(nn.ModuleList([head, embedding]), 0.1)
-    assert others["weight_decay"] == 0.0
+    assert [parameter.shape for parameter in decayed["params"]] == [(3, 2), (4, 2)]
+    assert [parameter.shape for parameter in others["params"]] == [(4,), (4,), (4,)]
 
 
 def test_a_gradient_over_the_limit_is_scaled_to_it() -> None:

@@ -92,6 +92,23 @@ def resume(tasks: list[Task], _: Path) -> Any:
     return {"whole": first, "before": before, "after": after, "same": same}
 
 
+def save_and_load(tasks: list[Task], _: Path) -> Any:
+    """Whether every task's state after a run comes back whole into a fresh engine."""
+    found = []
+    for task in tasks:
+        engine = start_engine(task, torch.device("cpu"))
+        run_task(task, engine)
+        fresh = start_engine(task, torch.device("cpu"))
+        load_checkpoint(fresh, Path(task.folder) / "step-0000006")
+        store, plan, _ = gather_materials(task)
+        reader = Reader(store, plan.selection, task.config.batch.budget)
+        logprobs = [
+            measure(each, plan.sweep(5), reader, None).logprobs.tolist() for each in (engine, fresh)
+        ]
+        found.append(digest(engine) == digest(fresh) and logprobs[0] == logprobs[1])
+    return found
+
+
 def load(tasks: list[Task], _: Path) -> Any:
     """A checkpoint that another number of workers wrote, under every task's ZeRO stage."""
     found = []

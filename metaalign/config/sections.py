@@ -131,7 +131,8 @@ class OptimizerConfig(Section):
     """Learning rate at the last step, as a share of the peak."""
 
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of matrices. Vectors and embeddings get none."""
+    """Decoupled weight decay of matrices and embeddings. Vectors, such as norms and biases, get
+    none."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""

@@ -46,13 +46,12 @@ def check_compiler(name: str, device_type: str) -> None:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, the others without."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    """Trainable parameters in two groups: matrices and embeddings with weight decay, vectors
+    without."""
     decayed, others = [], []
     for parameter in module.parameters():
         if parameter.requires_grad:
-            matrix = len(full_shape(parameter)) >= 2 and id(parameter) not in embeddings
-            (decayed if matrix else others).append(parameter)
+            (decayed if len(full_shape(parameter)) >= 2 else others).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -28,7 +28,7 @@ class ProgressBar:
         self._name, self._total, self._interval_s = name, total, interval_s
         self._stream = stream or sys.stderr
         self._start, self._began = start, time.monotonic()
-        self._shown_at, self._shown_step = -interval_s, start
+        self._shown_at = -interval_s
         self._tokens = 0.0
 
     def update(self, step: int, *, loss: float | None = None, tokens: float = 0.0) -> None:
@@ -46,8 +46,10 @@ class ProgressBar:
             f"{speed:,.0f} tokens/s" if self._tokens else "",
             f"{clock(left)} left" if step < self._total else f"done in {clock(now)}",
         ]
-        print("  ".join(part for part in parts if part), file=self._stream, flush=True)
-        self._shown_at, self._shown_step, self._tokens = now, step, 0.0
+        # Not print, which Ray Train's workers repeat to a log of their own on the same stream.
+        self._stream.write("  ".join(part for part in parts if part) + "\n")
+        self._stream.flush()
+        self._shown_at, self._tokens = now, 0.0
 
 
 def clock(seconds: float) -> str:

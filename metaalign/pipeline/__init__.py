@@ -1,0 +1,1 @@
+"""The stages in order, and what every job does around its work."""

@@ -1,0 +1,73 @@
+"""What every job does around its work: Ray, the MLflow run, one clear line where it fails."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from metaalign.errors import MetaAlignError
+from metaalign.tracking import Run, check_nodes, open_run
+
+_QUIET = {
+    "ray.data": logging.WARNING,
+    "ray.serve": logging.WARNING,
+    # It warns that bars are off, which is what the jobs ask for.
+    "ray.data._internal.progress": logging.ERROR,
+}
+"""Loggers of Ray that would fill a job's log, and what they may still say."""
+
+
+def run_job(name: str, job: Callable[[Any, Run], object], config: Any) -> None:
+    """Connect to Ray, open the job's MLflow run, do the job.
+
+    Where it fails on purpose, prints one line and exits with 1.
+    """
+    started = time.monotonic()
+    with reported():
+        connect()
+        check_nodes(config.tracking, sum(node["Alive"] for node in ray.nodes()))
+        output = getattr(config, "output", None) or config.name
+        with open_run(
+            config.tracking, storage=config.storage, name=output, resume_key=f"{name}/{output}"
+        ) as run:
+            run.log_params(config.model_dump(mode="json"))
+            job(config, run)
+        print(f"{name}: finished in {clock(time.monotonic() - started)}; MLflow run {run.id}")
+
+
+def connect() -> None:
+    """Join the cluster that the job was submitted to, or start one on this machine."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("metaalign").setLevel(logging.INFO)
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray Train would print every line of a worker a second time, as a log record.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    if ray.is_initialized():
+        return
+    # Without it, a worker that asks for the cluster's state looks for any Ray on its machine.
+    address = os.environ.get("RAY_ADDRESS")
+    environment = {"env_vars": {"RAY_ADDRESS": address}} if address else None
+    ray.init(logging_level=logging.WARNING, runtime_env=environment)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """End the process with one clear line and exit code 1 where the block fails on purpose."""
+    try:
+        yield
+    except MetaAlignError as error:
+        sys.stdout.flush()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 3:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

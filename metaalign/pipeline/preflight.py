@@ -1,0 +1,119 @@
+"""Everything that can be wrong with a pipeline, found before its first stage, all at once."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+
+from metaalign.config import DPOConfig, PipelineConfig, PrepareConfig, ServeConfig, SFTConfig
+from metaalign.data.files import find_files
+from metaalign.errors import ConfigError, DataError, MetaAlignError
+from metaalign.pipeline.stages import Stage
+from metaalign.train.models import architecture_config, find_model, load_config_of
+
+
+def check(config: PipelineConfig, stages: list[Stage]) -> None:
+    """Check the stages that are to run.
+
+    Raises:
+        ConfigError: lists every problem, with its stage.
+    """
+    problems = [*_connections(config, stages)]
+    for stage in stages:
+        for test in _TESTS.get(type(stage.settings), ()):
+            problems += [f"{stage.name}: {text}" for text in _problems(test, stage.settings)]
+    problems += _cases(config)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConfigError("\n  ".join([f"{config.name}: {count}, nothing was started", *problems]))
+
+
+def _problems(test: Callable[..., None], settings: object) -> Iterator[str]:
+    try:
+        test(settings)
+    except MetaAlignError as error:
+        yield str(error)
+
+
+def _connections(config: PipelineConfig, stages: list[Stage]) -> Iterator[str]:
+    """Every input is there or comes from an earlier stage; no two stages write one folder."""
+    written: dict[Path, str] = {}
+    for stage in stages:
+        for path in stage.reads:
+            inside = any(path == folder or folder in path.parents for folder in written)
+            if not inside and not path.exists():
+                yield (
+                    f"{stage.name}: it reads {str(path)!r}, which is not there, and no earlier "
+                    f"stage writes it; the earlier stages write {_listed(written)}"
+                )
+        for path in stage.writes:
+            if path in written:
+                yield f"{stage.name}: it writes {str(path)!r}, as {written[path]} does; set output"
+            written[path] = stage.name
+            if not path.is_relative_to(config.storage):
+                yield f"{stage.name}: its storage is not the pipeline's {config.storage!r}"
+        written.update(dict.fromkeys(stage.may_write, stage.name))
+
+
+def _listed(written: dict[Path, str]) -> str:
+    return ", ".join(repr(path.name) for path in written) or "nothing"
+
+
+def _cases(config: PipelineConfig) -> Iterator[str]:
+    if config.prepare is None or config.prepare.recipes is not None:
+        return
+    for name in ("evaluate", "serve"):
+        if getattr(config, name) is not None:
+            yield (
+                f"{name}: it asks held-out cases, and prepare writes none without `recipes`; leave "
+                f"{name} out of the pipeline"
+            )
+
+
+def _sources(config: PrepareConfig) -> None:
+    problems = []
+    for source in config.sources:
+        try:
+            find_files(source.path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("; ".join(problems))
+
+
+def _model(config: SFTConfig | DPOConfig) -> None:
+    if config.model.architecture is not None:
+        architecture_config(config.model)
+    elif (Path(config.storage) / (config.model.path or "")).is_dir():
+        load_config_of(find_model(config.model.path or "", config.storage))
+
+
+def _workers(config: SFTConfig | DPOConfig) -> None:
+    asked = config.workers.num_workers * config.workers.cpus_per_worker
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if asked > cpus:
+        raise ConfigError(
+            f"workers.num_workers {config.workers.num_workers} at workers.cpus_per_worker "
+            f"{config.workers.cpus_per_worker:g} is {asked:g} CPUs, and the cluster has {cpus:g}"
+        )
+
+
+def _port(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {config.port} of {config.host} cannot be listened on ({error.strerror}); "
+                "give another, such as serve.port=8001"
+            ) from error
+
+
+_TESTS: dict[type, tuple[Callable[..., None], ...]] = {
+    PrepareConfig: (_sources,),
+    SFTConfig: (_model, _workers),
+    DPOConfig: (_model, _workers),
+    ServeConfig: (_port,),
+}

@@ -1,0 +1,109 @@
+"""What the pipeline shows at its end: two answers side by side, the rates, what to run next."""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from metaalign.config import ServeConfig
+from metaalign.data.cases import Case, score
+from metaalign.errors import DataError
+from metaalign.evaluate.suites import read_cases
+from metaalign.serve.app import run_serve, stop_serve
+from metaalign.upstream import ask
+
+MEANINGS = {
+    "following": "obeys what it is told, and is still right",
+    "flip": "obeys both of two opposites",
+    "conflict": "obeys the system against the user",
+    "hidden": "obeys what it is not told (lower is better)",
+    "swapped": "obeys although told the opposite (lower is better)",
+}
+
+
+def console() -> Console:
+    """A console of 100 columns where the output is a log, else as wide as the terminal."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=100)
+
+
+def draw_pair(store: Path, seed: int) -> tuple[Case, Case]:
+    """A held-out query under two opposed meta-prompts.
+
+    Raises:
+        DataError: the store holds no such cases.
+    """
+    pairs: dict[str, list[Case]] = defaultdict(list)
+    for case in read_cases(store):
+        if case.metric == "flip":
+            pairs[case.pair].append(case)
+    whole = sorted(pair for pair, cases in pairs.items() if len(cases) == 2)
+    if not whole:
+        raise DataError(f"{store}: no held-out case has an opposite; prepare with more cases")
+    first, second = pairs[random.Random(seed).choice(whole)]
+    return first, second
+
+
+def show_answers(config: ServeConfig, *, store: Path, seed: int) -> None:
+    """Serve the model, ask one held-out query under two meta-prompts, and stop serving."""
+    cases = draw_pair(store, seed)
+    url = run_serve(config, block=False)
+    try:
+        answers = [
+            ask(
+                case.query,
+                base_url=url,
+                model=config.name,
+                system_info=case.system_info,
+                user_info=case.user_info,
+            )
+            for case in cases
+        ]
+    finally:
+        stop_serve()
+    console().print(side_by_side(cases, answers))
+
+
+def side_by_side(cases: tuple[Case, Case], answers: list[str]) -> Table:
+    """One query, two meta-prompts, two answers."""
+    table = Table(title=Text(cases[0].query, style="bold"), show_lines=True, expand=True)
+    for case in cases:
+        said = [("System Info", case.system_info), ("User Info", case.user_info)]
+        told = Text("\n".join(f"{tier}: {text}" for tier, text in said if text))
+        table.add_column(told, ratio=1, overflow="fold")
+    verdicts = [
+        "obeyed, and right" if score(case, answer) else "not obeyed, or not right"
+        for case, answer in zip(cases, answers, strict=True)
+    ]
+    shown = zip(answers, verdicts, strict=True)
+    table.add_row(
+        *(Group(Text(answer), Text(f"({verdict})", style="dim")) for answer, verdict in shown)
+    )
+    return table
+
+
+def rates(report: Mapping[str, Any]) -> Table:
+    """The rates of every model that was evaluated, on held-out cases."""
+    metrics = [metric for metric in MEANINGS if metric in report]
+    models = [name for name in report[metrics[0]] if name != "count"]
+    table = Table()
+    table.add_column("held-out cases")
+    for name in [*models, "count"]:
+        table.add_column(name, justify="right")
+    for metric in metrics:
+        values = [f"{report[metric][name]:.3f}" for name in models]
+        table.add_row(f"{metric}: {MEANINGS[metric]}", *values, str(report[metric]["count"]))
+    return table
+
+
+def next_steps(storage: str) -> str:
+    """What a user may want to run now."""
+    return (
+        f"next:  make serve STORAGE={storage}   the model behind POST /v1/chat/completions\n"
+        f"       make ui STORAGE={storage}      every run, curve and plot in MLflow"
+    )

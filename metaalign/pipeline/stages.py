@@ -1,0 +1,237 @@
+"""What a stage reads and writes, its fingerprint, and the record that lets it be skipped.
+
+A record, `.stages/sft.json` in the storage:
+
+    {"fingerprint": "9f2c...", "status": "finished", "seconds": 201.4, "run": "a654d7..."}
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metaalign import __version__
+from metaalign.config import (
+    STAGES,
+    DPOConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PipelineConfig,
+    PrepareConfig,
+    ServeConfig,
+    SFTConfig,
+    resolve,
+)
+from metaalign.data.files import file_fingerprint, find_files
+from metaalign.data.prepare import run_prepare
+from metaalign.errors import DataError
+from metaalign.evaluate.suites import run_evaluate
+from metaalign.pipeline.showcase import show_answers
+from metaalign.tracking import Run
+from metaalign.train.export import run_export
+from metaalign.train.trainer import INITIAL_FOLDER, run_dpo, run_sft
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job of the pipeline."""
+
+    name: str
+    settings: Any
+    job: Callable[[Any, Run], object]
+    reads: tuple[Path, ...]
+    """Files and folders that must be there, or be written by an earlier stage."""
+
+    writes: tuple[Path, ...] = ()
+    """Folders that it leaves. Without any, the stage runs every time."""
+
+    may_write: tuple[Path, ...] = ()
+    """Folders that it leaves for some settings."""
+
+    names: tuple[str, ...] = ()
+    """Inputs that are names, such as a model of the hub."""
+
+
+@dataclass
+class Record:
+    """What the storage remembers of a stage."""
+
+    fingerprint: str
+    status: str
+    seconds: float = 0.0
+    run: str = ""
+
+
+def stages_of(config: PipelineConfig) -> list[Stage]:
+    """The stages that the config asks for, in order."""
+    makers: dict[str, Callable[[Any], Stage]] = {
+        "prepare": _prepare,
+        "sft": lambda settings: _training("sft", settings, run_sft),
+        "sft_export": lambda settings: _export("sft_export", settings),
+        "dpo": lambda settings: _training("dpo", settings, run_dpo),
+        "export": lambda settings: _export("export", settings),
+        "evaluate": _evaluate,
+        "serve": lambda settings: _serve(config, settings),
+    }
+    given = ((name, getattr(config, name)) for name in STAGES)
+    return [makers[name](settings) for name, settings in given if settings is not None]
+
+
+def _prepare(settings: PrepareConfig) -> Stage:
+    reads = []
+    for source in settings.sources:
+        # A source without files is a problem that preflight reports with all the others.
+        with suppress(DataError):
+            reads += find_files(source.path)
+    tokenizer = settings.tokenizer.path
+    local = tokenizer is not None and resolve(settings.storage, tokenizer).is_dir()
+    return Stage(
+        "prepare",
+        settings,
+        run_prepare,
+        reads=(*reads, *([resolve(settings.storage, tokenizer)] if tokenizer and local else [])),
+        writes=(resolve(settings.storage, settings.output),),
+        names=(tokenizer,) if tokenizer and not local else (),
+    )
+
+
+def _training(name: str, settings: SFTConfig | DPOConfig, job: Callable[..., object]) -> Stage:
+    model = settings.model.path
+    # A hub name has one slash; a folder under the storage that a stage is yet to write has none.
+    hub = model is not None and "/" in model and not resolve(settings.storage, model).is_dir()
+    reads = [resolve(settings.storage, settings.store)]
+    if model is not None and not hub:
+        reads.append(resolve(settings.storage, model))
+    return Stage(
+        name,
+        settings,
+        job,
+        reads=tuple(reads),
+        writes=(resolve(settings.storage, settings.output),),
+        # Random weights, or a pretrained model whose vocabulary grew.
+        may_write=(resolve(settings.storage, INITIAL_FOLDER),) if name == "sft" else (),
+        names=(model,) if model is not None and hub else (),
+    )
+
+
+def _export(name: str, settings: ExportConfig) -> Stage:
+    return Stage(
+        name,
+        settings,
+        run_export,
+        reads=(resolve(settings.storage, settings.run),),
+        writes=(resolve(settings.storage, settings.output),),
+    )
+
+
+def _evaluate(settings: EvaluateConfig) -> Stage:
+    folders = [settings.store, *settings.models.values()]
+    return Stage(
+        "evaluate",
+        settings,
+        run_evaluate,
+        reads=tuple(resolve(settings.storage, folder) for folder in folders),
+        writes=(resolve(settings.storage, settings.output),),
+    )
+
+
+def _serve(config: PipelineConfig, settings: ServeConfig) -> Stage:
+    store = resolve(config.storage, config.prepare.output if config.prepare else "store")
+
+    def job(settings: ServeConfig, _run: Run) -> None:
+        show_answers(settings, store=store, seed=config.seed)
+
+    return Stage("serve", settings, job, reads=(store, resolve(config.storage, settings.model)))
+
+
+@dataclass
+class Records:
+    """The records of a storage, and the fingerprints of what is to run now."""
+
+    storage: str
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _written: dict[Path, str] = field(default_factory=dict)
+
+    def plan(self, stages: list[Stage]) -> None:
+        """Fingerprint every stage: its settings, its inputs, and the version of the package.
+
+        An input that an earlier stage writes counts by that stage's fingerprint, so that all can
+        be known before the first stage runs.
+        """
+        for stage in stages:
+            shown = stage.settings.model_dump(mode="json", exclude={"storage", "tracking"})
+            inputs = [self._written.get(path) or fingerprint(path) for path in stage.reads]
+            known = [stage.name, __version__, shown, inputs, stage.names]
+            digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+            self.fingerprints[stage.name] = digest
+            self._written.update(dict.fromkeys(stage.writes + stage.may_write, digest))
+
+    def find(self, stage: Stage) -> Record | None:
+        """What is remembered of a stage, whatever its settings were."""
+        try:
+            return Record(**json.loads(self._path(stage).read_text(encoding="utf-8")))
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            return None
+
+    def finished(self, stage: Stage) -> Record | None:
+        """The record of a stage that need not run again."""
+        record = self.find(stage)
+        if (
+            record is None
+            or not stage.writes
+            or record.status != "finished"
+            or record.fingerprint != self.fingerprints[stage.name]
+            or not all(folder.exists() for folder in stage.writes)
+        ):
+            return None
+        return record
+
+    def start(self, stage: Stage) -> list[Path]:
+        """Note that a stage runs. A stage that was cut short goes on where it stopped.
+
+        Returns:
+            Folders that the stage wrote under other settings, as they are called now.
+        """
+        record, moved = self.find(stage), []
+        if record is not None and record.fingerprint != self.fingerprints[stage.name]:
+            moved = [_set_aside(folder) for folder in stage.writes if folder.exists()]
+        self.save(stage, Record(self.fingerprints[stage.name], "started"))
+        return moved
+
+    def save(self, stage: Stage, record: Record) -> None:
+        """Remember a stage."""
+        path = self._path(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(vars(record)) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def _path(self, stage: Stage) -> Path:
+        return Path(self.storage) / ".stages" / f"{stage.name}.json"
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file its content, of a token store its manifest, of any other folder its files' names,
+    sizes and times; empty where there is nothing."""
+    if path.is_file():
+        return file_fingerprint(path)
+    manifest = path / "manifest.json"
+    if manifest.is_file():
+        return file_fingerprint(manifest)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            line = f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(line.encode())
+    return digest.hexdigest() if path.is_dir() else ""
+
+
+def _set_aside(folder: Path) -> Path:
+    previous = folder.with_name(f"{folder.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder.rename(previous)

@@ -1,0 +1,13 @@
+"""Held-out cases to rates, tables and plots.
+
+    python -m ray_jobs.evaluate ray_jobs/configs/evaluate.yaml storage=/DIR
+
+With `ray job submit --working-dir . --` before it, it runs on a cluster.
+"""
+
+from metaalign.config import EvaluateConfig, parse_arguments
+from metaalign.evaluate.suites import run_evaluate
+from metaalign.pipeline.job import run_job
+
+if __name__ == "__main__":
+    run_job("evaluate", run_evaluate, parse_arguments(EvaluateConfig))

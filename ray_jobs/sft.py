@@ -1,0 +1,13 @@
+"""Supervised fine-tuning on the best response.
+
+    python -m ray_jobs.sft ray_jobs/configs/sft.yaml storage=/DIR
+
+With `ray job submit --working-dir . --` before it, it runs on a cluster.
+"""
+
+from metaalign.config import SFTConfig, parse_arguments
+from metaalign.pipeline.job import run_job
+from metaalign.train.trainer import run_sft
+
+if __name__ == "__main__":
+    run_job("sft", run_sft, parse_arguments(SFTConfig))
