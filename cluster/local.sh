@@ -127,6 +127,9 @@ run() {
   head="${RAY_HEAD:-$root/runs/.head-$$}"
   trap '[ -z "$client" ] || kill "$client" 2>/dev/null || true; stop' EXIT
   trap 'exit 130' INT TERM HUP
+  # A killed script runs no trap, so another waits for its end and stops the head then.
+  RAY_HEAD="$head" setsid "${BASH_SOURCE[0]}" stop-after "$$" </dev/null >/dev/null 2>&1 &
+  disown
   start
   # In the background, since bash runs traps only between commands.
   submit "$@" &
@@ -135,15 +138,23 @@ run() {
   client=
 }
 
-command="${1:-}"
-shift || true
-case "$command" in
-  start)
-    start
-    echo "Ray is running at $(cat "$head/address"). Submit jobs with: cluster/local.sh submit"
-    ;;
-  stop) stop ;;
-  submit) submit "$@" ;;
-  run) run "$@" ;;
-  *) fail "expected start, stop, submit or run, got '$command'" ;;
-esac
+# In braces, since bash would read on in this file, which may have changed, after a long command.
+{
+  command="${1:-}"
+  shift || true
+  case "$command" in
+    start)
+      start
+      echo "Ray is running at $(cat "$head/address"). Submit jobs with: cluster/local.sh submit"
+      ;;
+    stop) stop ;;
+    submit) submit "$@" ;;
+    run) run "$@" ;;
+    stop-after)
+      tail --pid="$1" -f /dev/null
+      stop
+      ;;
+    *) fail "expected start, stop, submit or run, got '$command'" ;;
+  esac
+  exit
+}

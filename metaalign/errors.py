@@ -7,11 +7,11 @@ arguments: Ray pickles exceptions between processes.
     ├── ConfigError (ValueError)         a setting, or settings that disagree
     ├── DataError (ValueError)           a file, a glob or a token store that cannot be used
     │   └── RowError                     one source row; it is quarantined, the job goes on
-    ├── TemplateError (ValueError)       a tokenizer that cannot carry the template, or another template
+    ├── TemplateError (ValueError)       a tokenizer that cannot carry the template
     ├── ModelError (ValueError)          a model that cannot be loaded, trained or fed as asked
-    │   └── LayoutError                  its attention cannot be fed as prefix trees or single sequences
+    │   └── LayoutError                  its attention cannot be fed as asked
     ├── PlanError (ValueError)           examples that cannot be laid out in steps
-    ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite, a changed resume
+    ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite
     ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
     ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
     └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands

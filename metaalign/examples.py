@@ -5,8 +5,8 @@ Knows no file format, no tokenizer and no Ray. A pair, as `Example.to_row` write
     {"system_info": "Always answer in capitals.", "user_info": "I am Ana.",
      "turns": [{"role": "user", "text": "What is the capital of Peru?", "user_info": ""}],
      "responses": [
-        {"text": "LIMA.", "scores": [{"objective": "preference", "value": 1.0}], "desirable": true},
-        {"text": "Lima.", "scores": [{"objective": "preference", "value": 0.0}], "desirable": null}],
+        {"text": "LIMA.", "scores": [{"objective": "preference", "value": 1}], "desirable": true},
+        {"text": "Lima.", "scores": [{"objective": "preference", "value": 0}], "desirable": null}],
      "weight": 1.0, "margin": 0.0, "order_by": "preference",
      "tags": [{"key": "recipe", "value": "priority"}, {"key": "split", "value": "train"}],
      "conversation": "peru-17", "source": {"file": "pairs.jsonl", "row": 41}}

@@ -102,14 +102,15 @@ def run_serve(config: ServeConfig, block: bool = True) -> str:
             cluster is too small or already serves.
     """
     check_serve(config)
-    ray.init(ignore_reinit_error=True)
+    if not ray.is_initialized():
+        ray.init()
     _check_cluster(config)
     with ExitStack() as cleanup:
         cleanup.callback(stop_serve)
         serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(build_app(config), name=APP_NAME, route_prefix="/")
-        print(_greeting(config), flush=True)
         if block:
+            print(_greeting(config), flush=True)
             _wait_for_signal()
         else:
             cleanup.pop_all()

@@ -145,6 +145,7 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
 def _work(settings: dict[str, Any]) -> None:
     """The training function of every worker."""
     task = Task.from_plain(settings["task"])
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line a worker a checkpoint
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(task.config.workers.cpus_per_worker)))
     engine = start_engine(task, get_device())
