@@ -39,8 +39,11 @@ BACKGROUNDS = (
 )
 IDENTITIES = ("You are a helpful assistant.", "You work for a library.", "You answer questions.")
 
-RECIPES = {"priority": 35, "helpful": 40, "consensus": 11, "opinion": 14}
+RECIPES = {"priority": 36, "helpful": 40, "consensus": 14, "opinion": 10}
 """The recipes and how many examples of a hundred each writes."""
+
+EMPHASIS = {"capitals": 2, "lowercase": 2, "cautious": 2, "frank": 2}
+"""Families that are drawn more often than the others, since small models learn them last."""
 
 
 def count_examples(config: RecipesConfig) -> int:
@@ -189,7 +192,8 @@ def say(wishes: Sequence[Preference] | str, tier: str, rng: Random) -> str:
 
 
 def _draw_wish(families: Sequence[str], rng: Random, asked: Asked) -> tuple[Question, Preference]:
-    family = rng.choice(families)
+    weights = [EMPHASIS.get(family, 1) for family in families]
+    family = rng.choices(families, weights=weights)[0]
     questions = asked(family)
     if not questions:
         raise ConfigError(
@@ -251,7 +255,7 @@ def _consensus(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
     """The plain answer, whatever the user's background, against a style that nobody asked for."""
     families: list[str] = []
     while not families:
-        kind = rng.choices(("fact", "risk", "opinion"), weights=(5, 3, 2))[0]
+        kind = rng.choices(("fact", "risk", "opinion"), weights=(4, 4, 2))[0]
         question = rng.choice([known for known in QUESTIONS.values() if known.kind == kind])
         families = [name for name in FAMILIES if question in asked(name)]
     unasked = draw_preference(rng.choice(families), question, rng)
