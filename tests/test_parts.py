@@ -34,12 +34,13 @@ def test_parts_follow_the_settings_then_the_file_names(tmp_path: Path) -> None:
     config = plan(
         tmp_path,
         sources=[{"path": f"{tmp_path}/z.jsonl"}, {"path": f"{tmp_path}/[ab].jsonl"}],
-        recipes={"examples": 6000},
+        recipes={"examples": 6000, "cases": 400},
     )
     parts = plan_parts(config)
     assert [Path(part.file).name for part in parts[:3]] == ["z.jsonl", "a.jsonl", "b.jsonl"]
+    # 6,000 to train on and a held-out one a case.
     assert [(part.start, part.stop) for part in parts[3:]] == [
-        (0, 2500), (2500, 5000), (5000, 6000),
+        (0, 2500), (2500, 5000), (5000, 6400),
     ]  # fmt: skip
     assert {part.format for part in parts} == {"alpaca", "recipes"}
 
