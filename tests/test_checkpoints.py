@@ -22,10 +22,10 @@ from metaalign.train.checkpoints import (
     save_checkpoint,
     step_folder,
 )
+from metaalign.train.engines import PlainEngine
 from metaalign.train.loop import Reader, measure
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import build_policy
-from metaalign.train.zero import PlainEngine
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import digest, run_task
 
@@ -170,6 +170,7 @@ def test_a_changed_resume_is_refused_by_key() -> None:
         check_identity(manifest, {**same, "seed": 1, "store": "b"}, Path("run"))
 
 
+@pytest.mark.slow
 def test_every_stage_and_precision_gets_back_what_it_saved(
     tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:

@@ -12,10 +12,10 @@ from metaalign.config import ExportConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError, TemplateError
 from metaalign.template import Template
+from metaalign.train.engines import PlainEngine
 from metaalign.train.export import MODEL_FOLDER, run_export, write_recipe
 from metaalign.train.task import Task
 from metaalign.train.workers import build_policy
-from metaalign.train.zero import PlainEngine
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_scenarios import run_task
 

@@ -12,12 +12,12 @@ import torch
 from metaalign.config.sections import OptimizerConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import TrainingError
+from metaalign.train.engines import PlainEngine
 from metaalign.train.logprobs import TensorRows
 from metaalign.train.loop import Reader, learning_rate_at, measure, read_ahead, train
 from metaalign.train.losses import SFTLoss
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import build_policy
-from metaalign.train.zero import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_scenarios import curve
 

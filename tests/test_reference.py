@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from metaalign.data.store import TokenStore
+from metaalign.train.engines import PlainEngine
 from metaalign.train.logprobs import TensorRows
 from metaalign.train.loop import Reader, measure
 from metaalign.train.losses import DPOLoss
 from metaalign.train.reference import reference_fingerprint, reference_logprobs
 from metaalign.train.task import Materials, Task, gather_materials
 from metaalign.train.workers import build_policy
-from metaalign.train.zero import PlainEngine
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import run_task
 

@@ -156,3 +156,17 @@ def test_a_killed_worker_costs_nothing_but_time(storage: Path) -> None:
     assert result["loss"] == undisturbed["loss"]
     assert result["held_out"] == undisturbed["held_out"]
     assert result["tokens"] == undisturbed["tokens"]
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_with_its_reason_and_without_restarts(storage: Path) -> None:
+    settings = settings_of(
+        storage,
+        output="diverged",
+        optimizer={"name": "sgd", "learning_rate": 1e30, "max_grad_norm": None},
+        workers={"num_workers": 1},
+    )
+    with pytest.raises(
+        TrainingError, match=r"sft: step \d: the loss is .* optimizer.learning_rate"
+    ):
+        run_sft(SFTConfig.model_validate(settings))

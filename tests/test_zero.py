@@ -4,15 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
-from metaalign.config.sections import OptimizerConfig, ZeroConfig
+from metaalign.config.sections import ZeroConfig
 from metaalign.data.store import TokenStore
-from metaalign.errors import TrainingError
-from metaalign.train.optimizers import check_compiler, parameter_groups
+from metaalign.train.engines import PlainEngine
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import build_policy
-from metaalign.train.zero import PlainEngine, deepspeed_settings
+from metaalign.train.zero import deepspeed_settings
 from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 from tests.worker_scenarios import curve
 
@@ -93,29 +91,3 @@ def test_gradients_are_reduced_and_added_up_in_float32() -> None:
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
     assert settings["gradient_accumulation_steps"] == 1
     assert settings["gradient_clipping"] == 0.0
-
-
-def test_matrices_and_embeddings_are_decayed_and_vectors_are_not() -> None:
-    module = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 4), nn.LayerNorm(4))
-    decayed, others = parameter_groups(module, 0.1)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert [parameter.shape for parameter in decayed["params"]] == [(3, 2), (4, 2)]
-    assert [parameter.shape for parameter in others["params"]] == [(4,), (4,), (4,)]
-
-
-def test_a_gradient_over_the_limit_is_scaled_to_it() -> None:
-    module = nn.Linear(1, 1, bias=False)
-    module.weight.data.fill_(1.0)
-    optimizer = OptimizerConfig(name="sgd", max_grad_norm=1.0)
-    engine = PlainEngine(module, optimizer)
-    engine.backward(4.0 * module.weight.sum())
-    assert engine.step(0.5).item() == 4.0
-    # The gradient 4 is scaled to 1, times 0.5, off the weight 1.
-    assert module.weight.item() == pytest.approx(0.5, abs=1e-6)
-
-
-def test_a_missing_compiler_is_named_with_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(TrainingError, match=r"ninja, g\+\+ cannot be found.*optimizer.name=adamw"):
-        check_compiler("auto", "cpu")
-    check_compiler("adamw", "cpu")

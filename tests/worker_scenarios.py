@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 
 from metaalign.train.checkpoints import load_checkpoint
+from metaalign.train.engines import Engine
 from metaalign.train.loop import GRAD_NORM, LOSS, Metrics, Reader, measure, train
 from metaalign.train.losses import SFTLoss
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import TrainingRun, build_policy, publish_into, start_engine
-from metaalign.train.zero import Engine, deepspeed_settings
+from metaalign.train.zero import deepspeed_settings
 
 CHUNK = 16
 """Targets of a chunk: several on every worker, so that a missing one would hang."""

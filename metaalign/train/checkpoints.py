@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from metaalign.errors import CheckpointError, TrainingError
-from metaalign.train.zero import Engine
+from metaalign.train.engines import Engine
 
 MARKER = "COMPLETE"
 SCHEMA_VERSION = 1
@@ -163,7 +163,8 @@ def keep_newest(run_folder: str | Path, count: int) -> None:
     complete = [folder for folder in newest if (folder / MARKER).is_file()][:count]
     for folder in newest:
         if complete and folder < complete[0] and folder not in complete:
-            shutil.rmtree(folder)
+            # Every worker may call this on one folder.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_identity(manifest: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:

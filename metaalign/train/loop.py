@@ -22,9 +22,9 @@ from metaalign.errors import TrainingError
 from metaalign.steps.plan import MicroLayout
 from metaalign.steps.selection import Selection
 from metaalign.steps.trees import Rows, build_rows
+from metaalign.train.engines import Engine
 from metaalign.train.logprobs import TensorRows, sequence_logprobs, to_tensors
 from metaalign.train.losses import LossSum
-from metaalign.train.zero import Engine
 
 LOSS = "loss"
 GRAD_NORM = "grad_norm"

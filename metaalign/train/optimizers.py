@@ -29,19 +29,23 @@ def optimizer_name(name: str, device_type: str) -> str:
 def check_compiler(name: str, device_type: str) -> None:
     """Find what DeepSpeed needs to build its ops, before a worker needs it.
 
+    On a CPU it compiles its collectives for every optimizer; on CUDA FusedAdam alone, and a driver
+    without a GPU cannot tell what the workers have.
+
     Raises:
-        TrainingError: says what is missing, how to get it, and the setting that does without.
+        TrainingError: says what is missing and how to get it.
     """
-    if optimizer_name(name, device_type) in ("AdamW", "SGD"):
-        return
     wanted = ["ninja", os.environ.get("CXX", "g++")]
-    wanted += ["nvcc"] if device_type == "cuda" else []
+    if device_type == "cuda":
+        if optimizer_name(name, device_type) != "FusedAdam" or not torch.cuda.is_available():
+            return
+        wanted.append("nvcc")
     missing = [tool for tool in wanted if shutil.which(tool) is None]
     if missing:
+        remedy = ", or set optimizer.name=adamw" if device_type == "cuda" else ""
         raise TrainingError(
-            f"optimizer.name {name!r} is DeepSpeed's {optimizer_name(name, device_type)} here, "
-            f"which is compiled at its first use, and {', '.join(missing)} cannot be found on "
-            "PATH. Install it (apt-get install g++ ninja-build), or set optimizer.name=adamw"
+            f"DeepSpeed compiles its operators at their first use, and {', '.join(missing)} cannot "
+            f"be found on PATH; install it (apt-get install g++ ninja-build){remedy}"
         )
 
 

@@ -20,8 +20,8 @@ import torch
 
 from metaalign.steps.plan import Sweep
 from metaalign.steps.selection import ranges
+from metaalign.train.engines import Engine
 from metaalign.train.loop import Reader, measure
-from metaalign.train.zero import Engine
 
 
 def reference_fingerprint(sweep: Sweep, **parts: str) -> str:

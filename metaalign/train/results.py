@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from metaalign.data.columns import Columns
 from metaalign.steps.selection import Selection
@@ -41,6 +40,9 @@ def pair_order(
         accuracy, and the bounds of its 95% bootstrap interval over examples, low and high; count
         of examples. An example's pairs together count once.
     """
+    # Imported here: it takes half a second, which no worker but the first needs.
+    from scipy.stats import bootstrap
+
     owner = np.repeat(np.arange(len(selection)), selection.response_count)
     first = columns.response_start[selection.example][owner]
     pairs = ordered_slots(owner, columns.order_score[first + selection.response])

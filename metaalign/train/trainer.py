@@ -37,7 +37,7 @@ from metaalign.train.models import (
 )
 from metaalign.train.optimizers import check_compiler, optimizer_name
 from metaalign.train.probe import choose_layout
-from metaalign.train.results import RESULT_FILE, read_result
+from metaalign.train.results import RESULT_FILE, read_result, write_result
 from metaalign.train.task import DeviceType, Task, TrainingConfig, gather_materials, identity
 from metaalign.train.workers import TrainingRun, start_engine
 
@@ -139,6 +139,8 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
     result = read_result(task.folder)
     if result is None:
         raise TrainingError(f"{task.folder}: the workers ended without a {RESULT_FILE}")
+    if "error" in result:
+        raise TrainingError(f"{task.job}: {result['error']}")
     return result
 
 
@@ -153,7 +155,12 @@ def _work(settings: dict[str, Any]) -> None:
     if settings["run"] and context.get_world_rank() == 0:
         tracker = Run.attach(settings["run"])
     track: Callable[..., None] = tracker.log_metrics if tracker else lambda *_: None
-    TrainingRun(task, engine, publish=_publish, track=track).run()
+    try:
+        TrainingRun(task, engine, publish=_publish, track=track).run()
+    except TrainingError as error:
+        # Every worker meets it alike, and would again: it ends the job without a restart.
+        if engine.rank == 0:
+            write_result(task.folder, {"error": str(error)})
     if tracker:
         tracker.flush()
 
@@ -228,5 +235,5 @@ def _cause(error: BaseException) -> str:
         while cause is not None:
             if isinstance(cause, MetaAlignError):
                 return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
     return str(error).strip().splitlines()[-1]

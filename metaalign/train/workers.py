@@ -24,6 +24,7 @@ from metaalign.train.checkpoints import (
     save_checkpoint,
     step_folder,
 )
+from metaalign.train.engines import Engine
 from metaalign.train.logprobs import Policy
 from metaalign.train.loop import (
     LOSS,
@@ -47,7 +48,7 @@ from metaalign.train.task import (
     gather_materials,
     identity,
 )
-from metaalign.train.zero import Engine, ZeroEngine, deepspeed_settings, quiet_deepspeed
+from metaalign.train.zero import ZeroEngine, deepspeed_settings, quiet_deepspeed
 
 Publish = Callable[[str, Callable[[Path], None]], None]
 """Given a checkpoint's name and what writes it into a folder, makes it part of the run. Every
