@@ -136,9 +136,9 @@ def test_another_folder_is_not_overwritten(tmp_path: Path, mixed: list[dict[str,
 def test_recipes_write_examples_and_cases(tmp_path: Path) -> None:
     config = config_of(tmp_path, recipes={"examples": 200, "cases": 20}, max_bad_ratio=0)
     store = prepare_store(config)
-    assert len(store) == 200
-    assert store.columns.source_row.tolist() == list(range(200))
-    assert sum(store.manifest["counts"]["recipe"].values()) == 200
+    assert store.columns.source_row.tolist() == list(range(220))
+    assert store.columns.split.tolist() == ["train"] * 200 + ["held_out"] * 20
+    assert sum(store.manifest["counts"]["recipe"].values()) == 220
     cases = (store.path / "cases.jsonl").read_text().splitlines()
     assert len(cases) >= 100
     assert all(json.loads(case) for case in cases)
