@@ -34,7 +34,7 @@ $(READY): requirements.lock pyproject.toml cluster/build_ops.sh
 	@cluster/build_ops.sh $(BIN)/python
 	@touch $@
 
-demo: $(READY) ## prepare, train, evaluate and ask the demo model: 8 minutes on two cores
+demo: $(READY) ## prepare, train, evaluate and ask the demo model: about ten minutes
 	@cluster/local.sh run python -m ray_jobs.pipeline ray_jobs/configs/demo.yaml storage=$(STORAGE)
 
 serve: $(READY) ## serve the model in STORAGE (default: the demo's) until Ctrl-C
