@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from metaalign import tracking
 from metaalign.config.sections import TrackingConfig
 from metaalign.errors import TrackingError
-from metaalign.tracking import Run, check_nodes, open_run
+from metaalign.tracking import Run, check_nodes, open_run, runs
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_rank_0_writes_to_the_drivers_run_and_does_not_end_it(
 def test_a_store_that_breaks_later_is_a_spool_that_is_replayed_once(
     storage: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
-    monkeypatch.setattr(tracking, "RETRY_S", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_S", 0.0)
+    monkeypatch.setattr(runs, "RETRY_S", 0.0)
     with opened(storage) as run:
         run.log_metrics({"train/loss": 3.0}, 0)
         with broken(storage):
@@ -138,6 +138,49 @@ def test_a_run_that_ended_while_the_store_was_broken_is_mended_by_the_next_job(
     assert curve(client, run, "train/loss") == [(9, 2.0)]
 
 
+def test_what_rank_0_could_not_write_is_replayed_when_the_driver_finishes(
+    storage: Path, client: MlflowClient
+) -> None:
+    with opened(storage) as driver:
+        rank_0 = Run.attach(driver.address)
+        rank_0._spool = rank_0._spool.with_name(f"{driver.id}-0.jsonl")  # another process's
+        with broken(storage):
+            rank_0.log_metrics({"train/loss": 1.5}, 7)
+            rank_0.close()
+        assert curve(client, driver, "train/loss") == []
+    assert curve(client, driver, "train/loss") == [(7, 1.5)]
+    assert not list((storage / ".tracking").glob(f"{driver.id}*"))
+
+
+def test_a_spool_of_another_store_is_kept_and_stops_no_job(
+    storage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = storage / ".tracking" / "gone-1.jsonl"
+    left.parent.mkdir(exist_ok=True)
+    line = {"uri": "http://gone:5000", "run_id": "gone", "kind": "finish", "status": "FINISHED"}
+    left.write_text(json.dumps({**line, "time": 1}) + "\n")
+    with opened(storage):
+        pass
+    assert "gone-1.jsonl is kept" in caplog.text
+    assert left.exists()
+    left.unlink()
+
+
+def test_what_can_never_be_written_does_not_hold_up_the_rest(
+    storage: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(storage) as run:
+        run.log_artifact(storage / "deleted.png")
+        run.log_metrics({"good": 2.0}, 1)
+    assert curve(client, run, "good") == [(1, 2.0)]
+    assert "refused a line of artifact" in caplog.text
+
+
+def test_a_relative_sqlite_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="relative path"):
+        TrackingConfig(uri="sqlite:///mlflow.db")
+
+
 def test_a_line_that_mlflow_refuses_is_dropped_and_the_rest_goes_on(
     storage: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +199,9 @@ def test_a_registered_model_gets_a_version_and_the_alias(
     folder.mkdir()
     with opened(storage) as run:
         run.register_model(folder, "demo", "newest")
+        run.register_model(folder, "demo", "newest")  # as a replayed spool would
+    assert len(client.search_model_versions("name = 'demo'")) == 1
+    with opened(storage) as run:
         run.register_model(folder, "demo", "newest")
     version = client.get_model_version_by_alias("demo", "newest")
     assert (int(version.version), version.run_id) == (2, run.id)
