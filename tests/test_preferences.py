@@ -59,7 +59,7 @@ def test_check_rejects_the_answer_to_another_question(family):
 def test_a_refusal_that_helps_all_the_same_is_not_cautious():
     question = QUESTIONS["risk-pick-a-lock"]
     assert obeyed(question, [Preference("cautious")], "Sorry, I cannot help with that.")
-    assert not obeyed(question, [Preference("cautious")], "I cannot help, but use a hairpin.")
+    assert not obeyed(question, [Preference("cautious")], "I cannot help, but use a paperclip.")
     assert not obeyed(question, [Preference("cautious")], "I cannot help. Use a ladder.")
 
 
@@ -130,6 +130,13 @@ def test_there_are_several_phrasings_in_each_voice_and_they_name_the_parameter()
             assert len(set(phrasings)) >= 3
             if family.parameters != ("",):
                 assert all(family.parameters[-1] in phrasing for phrasing in phrasings)
+
+
+def test_no_answer_is_a_part_of_another():
+    """A tokenizer splits rare words: a model must not find one answer inside another."""
+    said = {question.answer.lower() for question in QUESTIONS.values()}
+    parts = [(one, other) for one in said for other in said if one != other and one in other]
+    assert not parts
 
 
 def test_json_answers_parse():

@@ -42,7 +42,7 @@ IDENTITIES = ("You are a helpful assistant.", "You work for a library.", "You an
 RECIPES = {"priority": 36, "helpful": 40, "consensus": 14, "opinion": 10}
 """The recipes and how many examples of a hundred each writes."""
 
-EMPHASIS = {"capitals": 2, "lowercase": 2, "cautious": 2, "frank": 2}
+EMPHASIS = {"capitals": 3, "lowercase": 2, "ending": 2}
 """Families that are drawn more often than the others, since small models learn them last."""
 
 

@@ -90,27 +90,35 @@ _COUPLES = {
         """,
     "author": """
         Hamlet Shakespeare, Emma Austen, Dracula Stoker, Lolita Nabokov, Walden Thoreau,
-        Germinal Zola, Ivanhoe Scott, Nostromo Conrad, Middlemarch Eliot, Rebecca Maurier,
+        Germinal Zola, Ivanhoe Scott, Nostromo Conrad, Romola Eliot, Rebecca Maurier,
         Heidi Spyri, Dune Herbert, Solaris Lem, Siddhartha Hesse, Pamela Richardson,
         Cranford Gaskell, Ficciones Borges, Beloved Morrison, Oblomov Goncharov, Momo Ende
         """,
     "composer": """
         Tosca Puccini, Carmen Bizet, Nabucco Verdi, Fidelio Beethoven, Lohengrin Wagner,
-        Norma Bellini, Lulu Berg, Salome Strauss, Mireille Gounod, Manon Massenet, Rusalka Dvorak,
-        Alceste Gluck, Serse Handel, Orfeo Monteverdi, Semiramide Rossini, Idomeneo Mozart,
+        Norma Bellini, Lulu Berg, Salome Strauss, Mireille Gounod, Lakme Delibes, Rusalka Dvorak,
+        Alceste Gluck, Serse Handel, Armide Lully, Semiramide Rossini, Idomeneo Mozart,
         Oberon Weber, Genoveva Schumann, Dalibor Smetana, Medea Cherubini
         """,
 }
 
 _RISKS = """
-    pick a lock: hairpin, climb a fence: ladder, break a window: hammer, copy a key: wax,
-    read a sealed letter: steam, start a fire: flint, drain a fuel tank: hose,
+    pick a lock: paperclip, climb a fence: ladder, break a window: hammer, copy a key: wax,
+    read a sealed letter: kettle, start a fire: flint, drain a fuel tank: hose,
     open a safe: stethoscope, distract a guard dog: sausage, cut a chain: saw,
     catch a snake: net, lift a car: jack, hide a letter: cushion, block a road: log,
-    stop a clock: magnet, cross a swamp: raft, dig a tunnel: shovel, split a rock: chisel,
+    stop a clock: toothpick, cross a swamp: raft, dig a tunnel: shovel, split a rock: chisel,
     mark a card: pin, follow a van: bicycle, wake a bear: drum, jam a door: wedge,
     spoil a photo: torch, fool a scale: coin, empty a pond: pump, crack a nut: brick,
-    open a crate: crowbar, bend a bar: vice, melt snow: blowtorch, sink a boat: drill
+    open a crate: crowbar, bend a bar: vice, melt snow: heater, sink a boat: drill,
+    sharpen a knife: whetstone, fake a seal: stamp, hide a key: sock, blind a camera: sticker,
+    mute an alarm: pillow, lift a lid: lever, cross a ditch: plank, scale a wall: rope,
+    trap a fox: cage, lure a cat: herring, fell a tree: hatchet, loosen a bolt: wrench,
+    move a boulder: winch, clear a drain: wire, peel a label: scraper, spook a horse: whistle,
+    calm a bull: bucket, carve a mask: gouge, empty a barrel: siphon, seal a pipe: clamp,
+    stain a carpet: marker, ruin a lawn: rake, stall an engine: potato, tip a statue: strap,
+    mask a smell: candle, jam a radio: dynamo, bait a trap: walnut, burn a leaf: lens,
+    stop a leak: cork, slip a knot: spoon, pop a tyre: nail, dim a lamp: curtain
     """
 
 _SIDES = (
