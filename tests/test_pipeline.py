@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import ray.data
 from mlflow import MlflowClient
 from rich.console import Console
 
 from metaalign.config import PipelineConfig
 from metaalign.data.cases import Case
 from metaalign.errors import ConfigError, DataError
-from metaalign.pipeline.job import clock, reported
+from metaalign.pipeline.job import clock, connect, reported
 from metaalign.pipeline.preflight import check
 from metaalign.pipeline.run import run_pipeline
 from metaalign.pipeline.showcase import draw_pair, rates, side_by_side
-from metaalign.pipeline.stages import Record, Records, stages_of
+from metaalign.pipeline.stages import (
+    Record,
+    Records,
+    code_fingerprint,
+    contents,
+    stages_of,
+)
 from metaalign.preferences import Preference
 from metaalign.tracking import open_run
 
@@ -103,6 +111,25 @@ def test_tracking_and_the_place_of_the_storage_are_no_inputs(tmp_path: Path) -> 
     assert here == there
 
 
+def test_code_and_the_name_that_a_model_is_registered_under_are_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = planned(whole(tmp_path)).fingerprints
+    named = planned(whole(tmp_path, tracking={"registered_model": "m"})).fingerprints
+    assert plain["export"] != named["export"]
+    (tmp_path / "metaalign").mkdir()
+    (tmp_path / "metaalign" / "__init__.py").write_text("changed = True\n")
+    monkeypatch.setattr("metaalign.__file__", str(tmp_path / "metaalign" / "__init__.py"))
+    code_fingerprint.cache_clear()
+    edited = planned(whole(tmp_path)).fingerprints
+    code_fingerprint.cache_clear()
+    assert all(plain[name] != edited[name] for name in plain)
+
+
+def test_serving_is_planned_although_it_tracks_nothing(tmp_path: Path) -> None:
+    assert "serve" in planned(whole(tmp_path, serve={})).fingerprints
+
+
 def test_a_source_counts_by_its_content(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"instruction": "a", "output": "b"}\n')
@@ -113,16 +140,27 @@ def test_a_source_counts_by_its_content(tmp_path: Path) -> None:
     file.write_text('{"instruction": "a", "output": "b"}\n')
     assert first != second
     assert planned(config).fingerprints == first
+    file.rename(tmp_path / "other.jsonl")
+    config = config_of(tmp_path, prepare={"sources": [{"path": str(tmp_path / "*.jsonl")}]})
+    by_glob = planned(config).fingerprints
+    (tmp_path / "other.jsonl").rename(file)
+    assert planned(config).fingerprints != by_glob, "its name may say whose statements it holds"
 
 
 def test_a_stage_is_finished_only_with_its_record_fingerprint_and_folder(tmp_path: Path) -> None:
     config = whole(tmp_path)
     records, stage = planned(config), stages_of(config)[0]
-    done = Record(records.fingerprints["prepare"], "finished", 3.0, "run")
+    (tmp_path / "store").mkdir()
+    done = Record(records.fingerprints["prepare"], "finished", 3.0, "run", contents(stage))
     assert records.finished(stage) is None
     records.save(stage, done)
+    assert records.finished(stage) == done
+    (tmp_path / "store").rename(tmp_path / "away")
     assert records.finished(stage) is None, "its folder is missing"
-    (tmp_path / "store").mkdir()
+    (tmp_path / "away").rename(tmp_path / "store")
+    (tmp_path / "store" / "manifest.json").write_text("{}")
+    assert records.finished(stage) is None, "another job wrote to its folder"
+    (tmp_path / "store" / "manifest.json").unlink()
     assert records.finished(stage) == done
     records.save(stage, Record(done.fingerprint, "started"))
     assert records.finished(stage) is None, "it was cut short"
@@ -222,6 +260,19 @@ def test_a_failure_on_purpose_is_one_line_and_any_other_a_traceback(
     assert capsys.readouterr().err == "DataError: rows.jsonl: no such file\n"
     with pytest.raises(ZeroDivisionError), reported():
         raise ZeroDivisionError
+
+
+def test_an_error_of_ours_in_a_worker_of_ray_data_is_one_line_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(batch: dict[str, Any]) -> dict[str, Any]:
+        raise DataError(f"row {batch['item'][0]} is bad")
+
+    connect()
+    with pytest.raises(SystemExit) as ended, reported():
+        ray.data.from_items([7]).map_batches(fail).take_all()
+    assert ended.value.code == 1
+    assert "DataError: row 7 is bad" in capsys.readouterr().err.splitlines()
 
 
 def test_clock() -> None:

@@ -144,6 +144,9 @@ def _build(
     fingerprint: str,
 ) -> TokenStore:
     folder = writer.folder
+    if config.recipes is not None:  # first, since it finds at once what the recipes cannot write
+        lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
+        (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     examples = _read_graph(parts, folder, sampled=template is None)
     if template is None:
         _CONSOLE.print(f"reading {len(parts)} parts, to train a tokenizer on their text")
@@ -160,9 +163,6 @@ def _build(
     index = pa.concat_tables(block for block in blocks if block.num_rows)
     index = index.sort_by([("part", "ascending"), ("position", "ascending")])
     writer.add_index(index.drop_columns(["part", "position"]))
-    if config.recipes is not None:
-        lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
-        (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.rmtree(folder / FOLDER)
     return writer.finish(template, fingerprint=fingerprint, ledger=ledger)
 

@@ -131,7 +131,7 @@ def ask_models(cases: Sequence[Case], config: EvaluateConfig) -> list[dict[str, 
     Raises:
         ConfigError: the cluster has fewer processors than `num_workers`.
     """
-    gpus = _gpus_per_worker(config.num_workers)
+    gpus = gpus_per_worker(config.num_workers)
     rows = [
         {"model": name, "case": number, "text": case.to_json()}
         for name in config.models
@@ -151,8 +151,12 @@ def ask_models(cases: Sequence[Case], config: EvaluateConfig) -> list[dict[str, 
     return sorted(answered.take_all(), key=lambda row: (order[row["model"]], row["case"]))
 
 
-def _gpus_per_worker(num_workers: int) -> int:
-    """1 where the cluster has any GPU, else 0."""
+def gpus_per_worker(num_workers: int) -> int:
+    """1 where the cluster has any GPU, else 0.
+
+    Raises:
+        ConfigError: the cluster has fewer processors than `num_workers`.
+    """
     if not ray.is_initialized():
         ray.init()
     cluster = ray.cluster_resources()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.data
+from ray.exceptions import RayTaskError
 
 from metaalign.errors import MetaAlignError
 from metaalign.tracking import Run, check_nodes, open_run
@@ -49,6 +51,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray Train would print every line of a worker a second time, as a log record.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # An error of ours in a worker of Ray Data is to reach `reported` as itself.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     if ray.is_initialized():
         return
     # Without it, a worker that asks for the cluster's state looks for any Ray on its machine.
@@ -62,10 +66,20 @@ def reported() -> Iterator[None]:
     """End the process with one clear line and exit code 1 where the block fails on purpose."""
     try:
         yield
-    except MetaAlignError as error:
+    except (MetaAlignError, RayTaskError) as error:
+        known = _own_error(error)
+        if known is None:
+            raise
         sys.stdout.flush()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{type(known).__name__}: {known}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _own_error(error: BaseException | None) -> MetaAlignError | None:
+    """An error of ours, or the one in a worker that Ray's error tells of."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error if isinstance(error, MetaAlignError) else None
 
 
 def clock(seconds: float) -> str:

@@ -1,15 +1,23 @@
 """Everything that can be wrong with a pipeline, found before its first stage, all at once."""
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ray
-
-from metaalign.config import DPOConfig, PipelineConfig, PrepareConfig, ServeConfig, SFTConfig
+from metaalign.config import (
+    DPOConfig,
+    EvaluateConfig,
+    PipelineConfig,
+    PrepareConfig,
+    ServeConfig,
+    SFTConfig,
+    resolve,
+)
 from metaalign.data.files import find_files
 from metaalign.errors import ConfigError, DataError, MetaAlignError
+from metaalign.evaluate.suites import gpus_per_worker
 from metaalign.pipeline.stages import Stage
+from metaalign.serve.app import check_cluster, check_port
+from metaalign.train.devices import choose_device
 from metaalign.train.models import architecture_config, find_model, load_config_of
 
 
@@ -63,8 +71,12 @@ def _listed(written: dict[Path, str]) -> str:
 def _cases(config: PipelineConfig) -> Iterator[str]:
     if config.prepare is None or config.prepare.recipes is not None:
         return
-    for name in ("evaluate", "serve"):
-        if getattr(config, name) is not None:
+    store = resolve(config.storage, config.prepare.output)
+    asked = {"serve": store} if config.serve else {}
+    if config.evaluate:
+        asked["evaluate"] = resolve(config.storage, config.evaluate.store)
+    for name, read in sorted(asked.items()):
+        if read == store:
             yield (
                 f"{name}: it asks held-out cases, and prepare writes none without `recipes`; leave "
                 f"{name} out of the pipeline"
@@ -85,35 +97,24 @@ def _sources(config: PrepareConfig) -> None:
 def _model(config: SFTConfig | DPOConfig) -> None:
     if config.model.architecture is not None:
         architecture_config(config.model)
-    elif (Path(config.storage) / (config.model.path or "")).is_dir():
-        load_config_of(find_model(config.model.path or "", config.storage))
+        return
+    source = find_model(config.model.path or "", config.storage)
+    if Path(source).is_dir():
+        load_config_of(source)
 
 
 def _workers(config: SFTConfig | DPOConfig) -> None:
-    asked = config.workers.num_workers * config.workers.cpus_per_worker
-    cpus = ray.cluster_resources().get("CPU", 0)
-    if asked > cpus:
-        raise ConfigError(
-            f"workers.num_workers {config.workers.num_workers} at workers.cpus_per_worker "
-            f"{config.workers.cpus_per_worker:g} is {asked:g} CPUs, and the cluster has {cpus:g}"
-        )
+    choose_device(config.workers)
 
 
-def _port(config: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {config.port} of {config.host} cannot be listened on ({error.strerror}); "
-                "give another, such as serve.port=8001"
-            ) from error
+def _answerers(config: EvaluateConfig) -> None:
+    gpus_per_worker(config.num_workers)
 
 
 _TESTS: dict[type, tuple[Callable[..., None], ...]] = {
     PrepareConfig: (_sources,),
     SFTConfig: (_model, _workers),
     DPOConfig: (_model, _workers),
-    ServeConfig: (_port,),
+    EvaluateConfig: (_answerers,),
+    ServeConfig: (check_port, check_cluster),
 }

@@ -14,7 +14,7 @@ from metaalign.config import PipelineConfig, resolve
 from metaalign.pipeline.job import clock
 from metaalign.pipeline.preflight import check
 from metaalign.pipeline.showcase import console, next_steps, rates
-from metaalign.pipeline.stages import Record, Records, Stage, stages_of
+from metaalign.pipeline.stages import Record, Records, Stage, contents, stages_of
 from metaalign.tracking import Run, open_run
 
 
@@ -65,7 +65,7 @@ def _run_stage(
         stage.job(stage.settings, child)
     seconds = round(time.monotonic() - started, 1)
     out.print(f"{stage.name}: done in {clock(seconds)}")
-    record = Record(fingerprint, "finished", seconds, child.id)
+    record = Record(fingerprint, "finished", seconds, child.id, contents(stage))
     records.save(stage, record)
     return record
 

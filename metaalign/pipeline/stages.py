@@ -2,9 +2,11 @@
 
 A record, `.stages/sft.json` in the storage:
 
-    {"fingerprint": "9f2c...", "status": "finished", "seconds": 201.4, "run": "a654d7..."}
+    {"fingerprint": "9f2c...", "status": "finished", "seconds": 201.4, "run": "a654d7...",
+     "outputs": {"sft": "71be..."}}
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaalign import __version__
+import metaalign
 from metaalign.config import (
     STAGES,
     DPOConfig,
@@ -64,6 +66,8 @@ class Record:
     status: str
     seconds: float = 0.0
     run: str = ""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """Folder and what it held at the end."""
 
 
 def stages_of(config: PipelineConfig) -> list[Stage]:
@@ -157,15 +161,20 @@ class Records:
     _written: dict[Path, str] = field(default_factory=dict)
 
     def plan(self, stages: list[Stage]) -> None:
-        """Fingerprint every stage: its settings, its inputs, and the version of the package.
+        """Fingerprint every stage: its settings, its inputs, and the package's code.
 
         An input that an earlier stage writes counts by that stage's fingerprint, so that all can
         be known before the first stage runs.
         """
         for stage in stages:
-            shown = stage.settings.model_dump(mode="json", exclude={"storage", "tracking"})
-            inputs = [self._written.get(path) or fingerprint(path) for path in stage.reads]
-            known = [stage.name, __version__, shown, inputs, stage.names]
+            # Where runs are kept bends nothing; a model's registered name is an effect.
+            hidden = {"storage": True, "tracking": {"uri", "experiment"}}
+            shown = stage.settings.model_dump(mode="json", exclude=hidden)
+            # A file's name counts too: it may say whose statements it holds.
+            inputs = [
+                (path.name, self._written.get(path) or fingerprint(path)) for path in stage.reads
+            ]
+            known = [stage.name, code_fingerprint(), shown, inputs, stage.names]
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
             self.fingerprints[stage.name] = digest
             self._written.update(dict.fromkeys(stage.writes + stage.may_write, digest))
@@ -185,7 +194,7 @@ class Records:
             or not stage.writes
             or record.status != "finished"
             or record.fingerprint != self.fingerprints[stage.name]
-            or not all(folder.exists() for folder in stage.writes)
+            or record.outputs != contents(stage)
         ):
             return None
         return record
@@ -212,6 +221,22 @@ class Records:
 
     def _path(self, stage: Stage) -> Path:
         return Path(self.storage) / ".stages" / f"{stage.name}.json"
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Of every source file of the package."""
+    package = Path(metaalign.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def contents(stage: Stage) -> dict[str, str]:
+    """What the folders that a stage writes hold now."""
+    return {folder.name: fingerprint(folder) for folder in stage.writes}
 
 
 def fingerprint(path: Path) -> str:

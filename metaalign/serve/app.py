@@ -51,9 +51,18 @@ def check_serve(config: ServeConfig) -> None:
     Raises:
         ModelError: the folder holds no model.
         TemplateError: its tokenizer is not the one that the model was trained with.
-        ConfigError: the address cannot be listened on; names a free port.
+        ConfigError: the address cannot be listened on.
     """
     Template.verify(check_folder(resolve(config.storage, config.model)))
+    check_port(config)
+
+
+def check_port(config: ServeConfig) -> None:
+    """See that the address can be listened on.
+
+    Raises:
+        ConfigError: it cannot; names a free port.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         socket.create_server((config.host, config.port), family=family).close()
@@ -67,7 +76,7 @@ def check_serve(config: ServeConfig) -> None:
         ) from error
 
 
-def _check_cluster(config: ServeConfig) -> None:
+def check_cluster(config: ServeConfig) -> None:
     """See that Ray Serve is free, and that the replicas have a place; else it would wait for one.
 
     Raises:
@@ -104,7 +113,7 @@ def run_serve(config: ServeConfig, block: bool = True) -> str:
     check_serve(config)
     if not ray.is_initialized():
         ray.init()
-    _check_cluster(config)
+    check_cluster(config)
     with ExitStack() as cleanup:
         cleanup.callback(stop_serve)
         serve.start(http_options={"host": config.host, "port": config.port})
