@@ -97,12 +97,29 @@ def test_overrides_win_reach_lists_and_make_sections(tmp_path: Path) -> None:
     assert (config.tokenizer.vocabulary_size, config.seed, config.storage) == (300, 2, "/t")
 
 
+def test_an_override_may_be_prose(tmp_path: Path) -> None:
+    file = write(tmp_path, "storage: /s\nsources: [{path: /a}]\n")
+    for text in ("Rule: answer in JSON: only", "Be kind: always", "@me, please", "*"):
+        config = load_config(PrepareConfig, file, [f"sources.0.user_info={text}"])
+        assert config.sources[0].user_info == text
+    given = load_config(PrepareConfig, file, ["tokenizer={vocabulary_size: 300}"])
+    assert given.tokenizer.vocabulary_size == 300
+
+
+@pytest.mark.parametrize("output", [".", "..", ".stages", "a/b", ""])
+def test_an_output_is_one_visible_folder_of_the_storage(tmp_path: Path, output: str) -> None:
+    file = write(tmp_path, "storage: /s\n")
+    with pytest.raises(ConfigError, match="output"):
+        load_config(ExportConfig, file, [f"output='{output}'"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("seed", "override 'seed': expected section.key=value"),
         ("=3", "override '=3': expected section.key=value"),
         ("seed.low=1", "override 'seed.low=1': 'seed' is not a section"),
+        ("sources.3=/x", "override 'sources.3=/x': '3' is no item of the list"),
         ("sources.7.path=/x", "override 'sources.7.path=/x': '7' is not a section"),
     ],
 )

@@ -84,3 +84,17 @@ def test_a_run_that_cannot_be_exported_is_named(
     with pytest.raises(TemplateError):
         run_export(config)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("output", ["sft", "store"])
+def test_nothing_but_an_exported_model_is_replaced(
+    tmp_path: Path, make_store: Callable[..., TokenStore], output: str
+) -> None:
+    trained(tiny_task(tmp_path, make_store))
+    (tmp_path / "store").mkdir(exist_ok=True)
+    before = sorted((tmp_path / output).rglob("*"))
+    with pytest.raises(CheckpointError, match="would be replaced"):
+        run_export(ExportConfig(storage=str(tmp_path), run="sft", output=output))
+    assert sorted((tmp_path / output).rglob("*")) == before
+    run_export(ExportConfig(storage=str(tmp_path), run="sft", output="model"))
+    run_export(ExportConfig(storage=str(tmp_path), run="sft", output="model"))

@@ -98,7 +98,21 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         settings = _enter(settings, section, override)
-    settings[last] = yaml.safe_load(value)
+    if isinstance(settings, list):
+        if not last.isdigit() or int(last) >= len(settings):
+            raise ConfigError(f"override {override!r}: {last!r} is no item of the list")
+        settings[int(last)] = _value(value)
+    else:
+        settings[last] = _value(value)
+
+
+def _value(text: str) -> Any:
+    """What YAML makes of the text; prose stays prose: "Answer so: briefly", "*.json"."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 def _enter(settings: Any, section: str, override: str) -> Any:

@@ -6,6 +6,7 @@ from metaalign.config.sections import (
     AbsolutePath,
     BatchConfig,
     CheckpointConfig,
+    FolderName,
     HeldOutConfig,
     ModelConfig,
     OptimizerConfig,
@@ -33,7 +34,7 @@ class DPOConfig(Section):
     storage: AbsolutePath
     """Root of all outputs: an absolute path or a file:// URI that every node sees."""
 
-    output: str = Field(default="dpo", pattern=r"^[\w.-]+$")
+    output: FolderName = "dpo"
     """Name of the run's folder under the storage."""
 
     store: str = "store"

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from metaalign.config.sections import AbsolutePath, Section, TrackingConfig
+from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
 
 
 class GenerationConfig(Section):
@@ -30,7 +30,7 @@ class EvaluateConfig(Section):
     )
     """Name in the report: Hugging Face folder, by name under the storage or absolute path."""
 
-    output: str = Field(default="evaluation", pattern=r"^[\w.-]+$")
+    output: FolderName = "evaluation"
     """Name of the report's folder under the storage."""
 
     num_workers: int = Field(default=1, ge=1)

@@ -1,8 +1,6 @@
 """Settings of the export job: a training run in, a Hugging Face folder out."""
 
-from pydantic import Field
-
-from metaalign.config.sections import AbsolutePath, Section, TrackingConfig
+from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
 
 
 class ExportConfig(Section):
@@ -15,7 +13,7 @@ class ExportConfig(Section):
     """The sft or dpo run whose newest checkpoint is exported: its folder's name under the
     storage."""
 
-    output: str = Field(default="model", pattern=r"^[\w.-]+$")
+    output: FolderName = "model"
     """Name of the Hugging Face folder under the storage."""
 
     tracking: TrackingConfig = TrackingConfig()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from metaalign.config.sections import AbsolutePath, Section, TrackingConfig
+from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
 
 Format = Literal["auto", "metaalign", "hh_rlhf", "alpaca", "sharegpt", "personas"]
 
@@ -58,7 +58,7 @@ class PrepareConfig(Section):
     storage: AbsolutePath
     """Root of all outputs: an absolute path or a file:// URI that every node sees."""
 
-    output: str = Field(default="store", pattern=r"^[\w.-]+$")
+    output: FolderName = "store"
     """Name of the token store under the storage."""
 
     sources: tuple[SourceConfig, ...] = ()

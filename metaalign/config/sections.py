@@ -36,11 +36,24 @@ def _absolute(path: str) -> str:
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""The name of a folder under the storage, never one of its parents."""
+
+
+def _absolute_sqlite(uri: str | None) -> str | None:
+    path = (uri or "").removeprefix("sqlite:///")
+    if path != (uri or "") and not path.startswith("/"):
+        raise ValueError(
+            f"{uri!r} is a relative path, and a job's working directory is thrown away; write "
+            f"sqlite:////absolute/{path}"
+        )
+    return uri
+
 
 class TrackingConfig(Section):
     """Where MLflow keeps the runs."""
 
-    uri: str | None = None
+    uri: Annotated[str | None, AfterValidator(_absolute_sqlite)] = None
     """Tracking URI. None is an SQLite file, `mlflow.db`, in the storage."""
 
     experiment: str = Field(default="metaalign", min_length=1)
@@ -160,8 +173,9 @@ class WorkersConfig(Section):
     num_workers: int = Field(default=1, ge=1)
     """Training processes. Each takes a GPU where `gpu` says so, a CPU elsewhere."""
 
-    gpu: Literal["auto", "never"] = "auto"
-    """auto gives each worker a GPU where the cluster has any; never trains on CPUs."""
+    gpu: Literal["auto", "always", "never"] = "auto"
+    """auto gives each worker a GPU where the cluster has any now; always waits for GPUs that an
+    autoscaler has yet to start; never trains on CPUs."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs that each worker reserves."""

@@ -6,6 +6,7 @@ from metaalign.config.sections import (
     AbsolutePath,
     BatchConfig,
     CheckpointConfig,
+    FolderName,
     HeldOutConfig,
     ModelConfig,
     OptimizerConfig,
@@ -23,7 +24,7 @@ class SFTConfig(Section):
     storage: AbsolutePath
     """Root of all outputs: an absolute path or a file:// URI that every node sees."""
 
-    output: str = Field(default="sft", pattern=r"^[\w.-]+$")
+    output: FolderName = "sft"
     """Name of the run's folder under the storage."""
 
     store: str = "store"

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from metaalign.config import ExportConfig, resolve
 from metaalign.errors import CheckpointError
-from metaalign.template import Template
+from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
 from metaalign.train.checkpoints import load_weights, newest_checkpoint, read_manifest
 from metaalign.train.models import load_config_of
@@ -47,7 +47,8 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     """Write the folder in one piece, and register it where the settings name a model.
 
     Raises:
-        CheckpointError: there is no such run, or it has no complete checkpoint.
+        CheckpointError: there is no such run, it has no complete checkpoint, or `output` names
+            a folder that holds something else.
         TemplateError: the run's tokenizer was changed.
     """
     source = resolve(config.storage, config.run)
@@ -58,6 +59,7 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
         raise CheckpointError(
             f"{source}: the run's folder {found}; run the sft or dpo job first, or set `run`"
         )
+    _check_target(source, target)
     template = Template.verify(source / MODEL_FOLDER)
     recipe = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
     partial = target.with_name(f".{target.name}.partial")
@@ -76,6 +78,15 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
             tracking = config.tracking
             run.register_model(target, config.tracking.registered_model, tracking.alias)
     return target
+
+
+def _check_target(source: Path, target: Path) -> None:
+    """Replace nothing but what an export wrote."""
+    if target == source or (target.exists() and not (target / TEMPLATE_FILE).is_file()):
+        raise CheckpointError(
+            f"{target}: `output` names a folder that holds no exported model, and it would be "
+            "replaced; give another"
+        )
 
 
 def _save_model(checkpoint: Path, model_folder: Path, dtype: str, folder: Path) -> None:
