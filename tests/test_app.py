@@ -157,6 +157,13 @@ def test_upstream_asks_under_a_meta_prompt(url: str, config: ServeConfig) -> Non
         reach(preferences=[{"family": "rhymes"}])
 
 
+def test_json_without_its_header_is_told_what_is_missing(url: str) -> None:
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}'
+    response = httpx.post(f"{url}/chat/completions", content=body)
+    assert response.status_code == 400
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
 def test_lone_surrogates_over_http_are_a_400(url: str) -> None:
     body = b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}'
     headers = {"Content-Type": "application/json"}

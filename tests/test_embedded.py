@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.errors import ModelError
 from metaalign.generate.embedded import Answer, EmbeddedEngine, Sampling, check_folder, keep_top_p
+from metaalign.template import Template
 from tests.tiny_model import save_tiny_model
 
 GREEDY = Sampling(max_tokens=12)
@@ -84,6 +85,21 @@ def test_each_prompt_has_its_own_max_tokens(
 def test_the_context_ends_an_answer_before_its_max_tokens(engine: EmbeddedEngine) -> None:
     answer = engine.generate([[20] * 62], Sampling(max_tokens=50))[0]
     assert (len(answer.tokens), answer.finish_reason) == (2, "length")
+
+
+def test_a_batch_stays_inside_a_learned_position_table(tmp_path: Path, folder: Path) -> None:
+    """A finished long prompt runs on beside a short prompt with a long answer."""
+    template = Template.load(folder)
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    template.save(tmp_path)
+    engine = EmbeddedEngine(tmp_path)
+    long, short = Sampling(max_tokens=4), Sampling(max_tokens=50)
+    together = engine.generate([[20] * 60, [21, 22]], [long, short])
+    assert together == [
+        *engine.generate([[20] * 60], long),
+        *engine.generate([[21, 22]], short),
+    ]
 
 
 @pytest.mark.parametrize("prompt", [[20] * 64, []])

@@ -106,14 +106,30 @@ class EmbeddedEngine:
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         limits = [self._limit(prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
         answers: list[Answer] = [Answer([], "stop")] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        for start in range(0, len(order), self.batch_size):
-            batch = _Batch(order[start : start + self.batch_size], limits, listener, self._ends)
+        for numbers in self._batches([len(prompt) for prompt in prompts], limits):
+            batch = _Batch(numbers, limits, listener, self._ends)
             draw = _Draw([samplings[i] for i in batch.numbers])
             self._decode([prompts[i] for i in batch.numbers], batch, draw)
             for row, number in enumerate(batch.numbers):
                 answers[number] = batch.answer(row)
         return answers
+
+    def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> list[list[int]]:
+        """Prompts by number, the longest first.
+
+        The rows of a batch run on until its last one ends, so the longest prompt and the longest
+        answer must fit the context together: a learned position table ends there.
+        """
+        batches: list[list[int]] = []
+        longest = answer = 0
+        for number in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+            answer = max(answer, limits[number])
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or longest + answer > self.context:
+                batches.append([])
+                longest, answer = lengths[number], limits[number]
+            batches[-1].append(number)
+        return batches
 
     def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         room = self.context - len(prompt)

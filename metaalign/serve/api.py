@@ -195,11 +195,7 @@ class Prompt(NamedTuple):
 
 
 def refuse_invalid(problems: Sequence[Any]) -> Refusal:
-    """What a request that fails validation is told: every problem, the first one as `param`.
-
-    Args:
-        problems: pydantic's errors, their locations relative to the request.
-    """
+    """What a request with pydantic's `problems` is told: every one, the first one as `param`."""
     explained = [_explain(problem) for problem in problems]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in explained)
     place, text = explained[0]
@@ -215,8 +211,9 @@ def _explain(problem: Any) -> tuple[str, str]:
         location.append(field)
     if problem["type"] == "json_invalid":
         return "", f"the body is not valid JSON ({problem.get('ctx', {}).get('error')})"
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    place = place.removeprefix(".")
+    if problem["type"] == "model_attributes_type" and not location:
+        return "", "the body is not read as JSON; send the header Content-Type: application/json"
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
     if problem["type"] == "extra_forbidden":
         return place, f"unknown field ({_hint(location)})"
     return place, problem["msg"].removeprefix("Value error, ").removeprefix("Input ")

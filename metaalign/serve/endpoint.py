@@ -107,7 +107,7 @@ class ChatService:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
-        except (MetaAlignError, RuntimeError):
+        except (MetaAlignError, RuntimeError, LookupError, ValueError, TypeError):
             logger.exception("a stream broke off")
             yield _event(_FAILURE.body())
         yield "data: [DONE]\n\n"
