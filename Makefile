@@ -25,6 +25,9 @@ setup: $(READY) ## create .venv with the locked dependencies and DeepSpeed's CPU
 $(READY): requirements.lock pyproject.toml cluster/build_ops.sh
 	@test -n "$(BASE_PYTHON)" || { echo "Python 3.11 or 3.12 is needed, and none is here"; exit 1; }
 	@command -v g++ >/dev/null || { echo "g++ is needed: DeepSpeed compiles its operators"; exit 1; }
+	@$(BASE_PYTHON) -c 'import os, sys, sysconfig as s, ensurepip; \
+		sys.exit(not os.path.isfile(os.path.join(s.get_paths()["include"], "Python.h")))' 2>/dev/null \
+		|| { echo "Python's venv module and headers are needed (Debian: python3-venv, python3-dev)"; exit 1; }
 	@echo "[1/3] .venv with $(BASE_PYTHON)"
 	@$(BASE_PYTHON) -m venv .venv
 	@echo "[2/3] requirements.lock (about 2.5 GB with torch's CPU build)"
@@ -34,7 +37,7 @@ $(READY): requirements.lock pyproject.toml cluster/build_ops.sh
 	@cluster/build_ops.sh $(BIN)/python
 	@touch $@
 
-demo: $(READY) ## prepare, train, evaluate and ask the demo model: about ten minutes
+demo: $(READY) ## prepare, train, evaluate and ask the demo model: within eight minutes
 	@cluster/local.sh run python -m ray_jobs.pipeline ray_jobs/configs/demo.yaml storage=$(STORAGE)
 
 serve: $(READY) ## serve the model in STORAGE (default: the demo's) until Ctrl-C

@@ -42,8 +42,9 @@ fail() {
   exit 1
 }
 
+# After a restart of the machine another process may have the number that was written down.
 is_running() {
-  [ -f "$head/pid" ] && kill -0 "$(cat "$head/pid")" 2>/dev/null
+  [ -f "$head/pid" ] && grep -qaF -- "$(cat "$head/temp")" "/proc/$(cat "$head/pid")/cmdline" 2>/dev/null
 }
 
 free_ports() {
@@ -104,13 +105,15 @@ stop() {
   [ -f "$head/pid" ] || return 0
   local pid
   pid="$(cat "$head/pid")"
-  # The head ends what it started; what is left of its session after six seconds is killed.
-  kill -TERM "$pid" 2>/dev/null || true
-  for _ in $(seq 30); do
-    pgrep -s "$pid" >/dev/null || break
-    sleep 0.2
-  done
-  pkill -KILL -s "$pid" 2>/dev/null || true
+  if is_running || [ ! -d "/proc/$pid" ]; then
+    # The head ends what it started; what is left of its session after six seconds is killed.
+    kill -TERM "$pid" 2>/dev/null || true
+    for _ in $(seq 30); do
+      pgrep -s "$pid" >/dev/null || break
+      sleep 0.2
+    done
+    pkill -KILL -s "$pid" 2>/dev/null || true
+  fi
   rm -rf "$(cat "$head/temp")" "$head"
 }
 

@@ -107,7 +107,7 @@ def test_the_upload_of_a_job_is_small_and_holds_what_a_job_needs(tmp_path: Path)
     names = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", package], capture_output=True, text=True, check=True
     ).stdout
-    assert "metaalign/tracking.py" in names
+    assert "metaalign/tracking/runs.py" in names
     assert "ray_jobs/configs/demo.yaml" in names
     assert "large" not in names
     assert package.stat().st_size < 1_000_000
