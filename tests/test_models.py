@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from metaalign.config.sections import ModelConfig
 from metaalign.data.store import TokenStore
@@ -15,6 +15,7 @@ from metaalign.errors import ModelError
 from metaalign.template import Template
 from metaalign.train.models import (
     architecture_config,
+    check_carried,
     context_of,
     load_policy,
     prepare_initial,
@@ -67,6 +68,19 @@ def test_a_folder_that_fits_is_used_in_place(store: TokenStore, tmp_path: Path) 
     folder = initial(RANDOM, store.template, tmp_path, "exported")
     assert initial(ModelConfig(path="exported"), store.template, tmp_path) == folder
     assert not (tmp_path / "initial").exists()
+
+
+def test_a_pretrained_folder_that_fits_is_linked_beside_the_template(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    source = initial(RANDOM, store.template, tmp_path, "pretrained")
+    for file in ("template.json", "initial.json"):
+        (source / file).unlink()
+    folder = initial(ModelConfig(path="pretrained"), store.template, tmp_path)
+    assert (folder / "model.safetensors").resolve() == source / "model.safetensors"
+    assert Template.verify(folder).fingerprint == store.template.fingerprint
+    assert weights_fingerprint(folder) == weights_fingerprint(source)
+    assert not (source / "template.json").exists()
 
 
 def test_a_pretrained_vocabulary_grows_by_the_control_tokens(
@@ -136,6 +150,15 @@ def test_dropout_is_switched_off(store: TokenStore, tmp_path: Path) -> None:
     )
     assert policy.training
     assert policy.model.config.attention_dropout == 0.0
+
+
+def test_a_model_whose_buffers_no_checkpoint_carries_is_refused() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "moe_intermediate_size": 16}
+    layers = {"num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 4}
+    config = AutoConfig.for_model("glm4_moe", **sizes, **layers)
+    with pytest.raises(ModelError, match="e_score_correction_bias"):
+        check_carried(config)
+    check_carried(architecture_config(RANDOM))
 
 
 def test_the_context_is_the_models() -> None:

@@ -13,6 +13,7 @@ Knows no Ray: workers may write to one folder or each to one of its own, which s
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def load_checkpoint(engine: Engine, folder: str | Path) -> dict[str, Any]:
             )
             for name in shapes
         }
-        load(tensors, storage_reader=FileSystemReader(folder), no_dist=mesh is None)
+        _load(tensors, folder, no_dist=mesh is None)
         for name in shapes:
             value = tensors[_entry(name, key)]
             engine.load_shard(name, key, value.to_local() if isinstance(value, DTensor) else value)
@@ -117,10 +118,17 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
         _entry(name, None): torch.empty(torch.Size(shape).numel())
         for name, shape in manifest["shapes"].items()
     }
-    load(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
+    _load(tensors, folder, no_dist=True)
     return {
         name: tensors[_entry(name, None)].view(shape) for name, shape in manifest["shapes"].items()
     }
+
+
+def _load(tensors: dict[str, Any], folder: str | Path, *, no_dist: bool) -> None:
+    """Fill the tensors, in this process alone if asked, without torch's warning about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=FileSystemReader(folder), no_dist=no_dist)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

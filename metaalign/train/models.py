@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from metaalign.config.sections import ModelConfig
 from metaalign.errors import ModelError
-from metaalign.template import Template
+from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.attention import supported_kernel
 from metaalign.train.logprobs import Policy, targets_per_chunk
 
@@ -44,8 +44,9 @@ logger = logging.getLogger(__name__)
 def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, storage: str) -> Path:
     """Random weights, or a pretrained model whose vocabulary holds the template's tokens.
 
-    A local folder that fits already is used where it lies. Anything else is written to `folder`,
-    with the tokenizer, and found there again by the next run that asks for the same.
+    A local folder that fits and carries a template is used where it lies. Anything else is written
+    to `folder`, with the tokenizer, and found there again by the next run that asks for the same;
+    weights that need no change are linked.
 
     Args:
         folder: Where to write; what lay there for another model is replaced.
@@ -55,19 +56,25 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
     """
     size = _vocabulary_size(template)
     source = None if config.path is None else find_model(config.path, storage)
+    fits = False
     if source is not None:
         model_config = load_config_of(source)
         _check_tokenizer(source, template)
-        if Path(source).is_dir() and _vocabulary_of(model_config) >= size:
+        fits = Path(source).is_dir() and _vocabulary_of(model_config) >= size
+        if fits and Path(source, TEMPLATE_FILE).is_file():
             return Path(source)
     identity = _identity(config, source, template)
     marker = folder / "initial.json"
     if marker.is_file() and marker.read_text(encoding="utf-8") == identity:
         return folder
-    model = _random(config, template, size) if source is None else _resized(config, source, size)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    if source is None:
+        _random(config, template, size).save_pretrained(partial)
+    elif fits:
+        _link_model(Path(source), partial)
+    else:
+        _resized(config, source, size).save_pretrained(partial)
     template.save(partial)
     (partial / marker.name).write_text(identity, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -171,6 +178,26 @@ def load_policy(
     return policy.train()
 
 
+def check_carried(config: PretrainedConfig) -> None:
+    """Refuse a model with tensors that training would leave behind.
+
+    Checkpoints and exports carry trainable parameters alone.
+
+    Raises:
+        ModelError: names the tensors.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    saved = set(model.state_dict())
+    left = sorted(name for name, _ in model.named_buffers() if name in saved)
+    left += [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if left:
+        raise ModelError(
+            f"{config.model_type}: {len(left)} tensors of the model are not trained, such as "
+            f"{left[0]!r}, and checkpoints would lose them; such models are not supported yet"
+        )
+
+
 def weights_fingerprint(folder: str | Path) -> str:
     """sha256 over the weight files and config of a Hugging Face folder."""
     digest = hashlib.sha256()
@@ -198,6 +225,15 @@ def _announce_zero3(config: dict[str, Any]) -> object:
     settings: Any = _Zero3Settings(config)
     set_hf_deepspeed_config(settings)
     return settings
+
+
+def _link_model(source: Path, folder: Path) -> None:
+    """Weights and config of a Hugging Face folder, without its tokenizer."""
+    folder.mkdir(parents=True)
+    for pattern in ("*config.json", "*.safetensors", "*.bin", "*.index.json"):
+        for file in source.glob(pattern):
+            if file.name != "tokenizer_config.json":
+                (folder / file.name).symlink_to(file.resolve())
 
 
 def _random(config: ModelConfig, template: Template, size: int) -> Any:

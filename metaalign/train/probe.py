@@ -181,7 +181,7 @@ def _draw_model(config: PretrainedConfig, kernel: Kernel) -> PreTrainedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation=kernel, dtype=torch.float32
-    ).eval()
+    ).train()  # as it trains: a router that draws noise must show
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.normal_(std=weight.shape[-1] ** -0.5)

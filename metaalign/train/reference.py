@@ -12,6 +12,7 @@ The folder's name is the fingerprint of weights, precision, template, store and 
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def _finished(engine: Engine, sweep: Sweep, folder: Path) -> list[bool]:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
-    partial = path.with_suffix(".partial")
+    # Two runs that differ in beta alone may write one reference at once.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     with partial.open("wb") as file:
         np.save(file, values)
     os.replace(partial, path)

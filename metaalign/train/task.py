@@ -109,7 +109,7 @@ def gather_materials(task: Task) -> Materials:
 
 
 def identity(task: Task, store: TokenStore) -> dict[str, Any]:
-    """What must be the same for a run to be continued: all that bends its curve."""
+    """What must be the same for a run to be continued: all that bends its curve or its result."""
     config = task.config
     sections = {"length": config.length, "optimizer": config.optimizer}
     if isinstance(config, DPOConfig):
@@ -128,6 +128,8 @@ def identity(task: Task, store: TokenStore) -> dict[str, Any]:
         "seed": config.seed,
         "batch.global_batch_size": config.batch.global_batch_size,
         "batch.group_by": config.batch.group_by,
+        # The result compares held-out figures from before the first step with those at the end.
+        "held_out.max_examples": config.held_out.max_examples,
         **settings,
     }
 

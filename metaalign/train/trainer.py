@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -23,13 +23,14 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from metaalign.config import DPOConfig, SFTConfig, resolve
-from metaalign.config.sections import WorkersConfig
 from metaalign.data.store import TokenStore
-from metaalign.errors import ConfigError, MetaAlignError, TrainingError
+from metaalign.errors import MetaAlignError, TrainingError
 from metaalign.tracking import Run
 from metaalign.train.checkpoints import check_identity, newest_checkpoint, read_manifest
+from metaalign.train.devices import choose_attention, choose_device, choose_dtype
 from metaalign.train.export import write_recipe
 from metaalign.train.models import (
+    check_carried,
     context_of,
     load_config_of,
     prepare_initial,
@@ -38,14 +39,11 @@ from metaalign.train.models import (
 from metaalign.train.optimizers import check_compiler, optimizer_name
 from metaalign.train.probe import choose_layout
 from metaalign.train.results import RESULT_FILE, read_result, write_result
-from metaalign.train.task import DeviceType, Task, TrainingConfig, gather_materials, identity
+from metaalign.train.task import Task, TrainingConfig, gather_materials, identity
 from metaalign.train.workers import TrainingRun, start_engine
 
 INITIAL_FOLDER = "initial"
 """Folder under the storage of a model that had to be made: random, or with a larger vocabulary."""
-
-GPU_BUDGET_MULTIPLE = 128
-"""FlexAttention's blocks."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +69,14 @@ def prepare_task(config: TrainingConfig) -> Task:
         MetaAlignError: names the setting, its value and the remedy.
     """
     store = TokenStore.open(resolve(config.storage, config.store))
-    device_type = _device_type(config.workers)
+    device_type = choose_device(config.workers)
     check_compiler(config.optimizer.name, device_type)
-    attention = _attention(config, device_type)
-    dtype = _dtype(config, device_type)
+    attention = choose_attention(config, device_type)
+    dtype = choose_dtype(config, device_type)
     folder = Path(config.storage) / INITIAL_FOLDER
     initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
     model_config = load_config_of(initial)
+    check_carried(model_config)
     task = Task(
         config=config,
         initial=str(initial),
@@ -147,7 +146,7 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
 def _work(settings: dict[str, Any]) -> None:
     """The training function of every worker."""
     task = Task.from_plain(settings["task"])
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line a worker a checkpoint
+    _quiet_ray_train()
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(task.config.workers.cpus_per_worker)))
     engine = start_engine(task, get_device())
@@ -162,7 +161,15 @@ def _work(settings: dict[str, Any]) -> None:
         if engine.rank == 0:
             write_result(task.folder, {"error": str(error)})
     if tracker:
-        tracker.flush()
+        tracker.close()
+
+
+def _quiet_ray_train() -> None:
+    """Switch off a line a worker a checkpoint. Loggers of Ray Train may be named by their file."""
+    source = str(Path(ray.train.__file__).parent)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith((source, "ray.train")):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _publish(name: str, write: Callable[[Path], None]) -> None:
@@ -171,60 +178,6 @@ def _publish(name: str, write: Callable[[Path], None]) -> None:
         write(Path(folder))
         checkpoint = Checkpoint.from_directory(folder)
         ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
-
-
-def _device_type(workers: WorkersConfig) -> DeviceType:
-    """cpu or cuda, for which the cluster has room.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0)) if workers.gpu == "auto" else 0
-    if 0 < gpus < workers.num_workers:
-        raise ConfigError(
-            f"workers.num_workers {workers.num_workers}: each takes a GPU, and the cluster has "
-            f"{gpus}; lower it, or set workers.gpu to never"
-        )
-    asked = workers.num_workers * workers.cpus_per_worker
-    if asked > have.get("CPU", 0):
-        raise ConfigError(
-            f"workers.num_workers {workers.num_workers} at workers.cpus_per_worker "
-            f"{workers.cpus_per_worker:g} is {asked:g} CPUs, and the cluster has "
-            f"{have.get('CPU', 0):g}"
-        )
-    return "cuda" if gpus else "cpu"
-
-
-def _attention(
-    config: TrainingConfig, device_type: DeviceType
-) -> Literal["sdpa", "flex_attention"]:
-    attention, budget = config.model.attention, config.batch.budget
-    if attention == "auto":
-        attention = "flex_attention" if device_type == "cuda" else "sdpa"
-    if attention == "flex_attention" and device_type == "cpu":
-        raise ConfigError(
-            "model.attention flex_attention cannot train on a CPU; set it to sdpa or auto"
-        )
-    if attention == "flex_attention" and budget % GPU_BUDGET_MULTIPLE:
-        multiple = -(-budget // GPU_BUDGET_MULTIPLE) * GPU_BUDGET_MULTIPLE
-        raise ConfigError(
-            f"batch.budget ({budget}) must be a multiple of {GPU_BUDGET_MULTIPLE} for "
-            f"FlexAttention; the next one is {multiple}"
-        )
-    return attention
-
-
-def _dtype(config: TrainingConfig, device_type: DeviceType) -> Literal["float32", "bfloat16"]:
-    dtype = config.model.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device_type == "cuda" else "float32"
-    if dtype == "bfloat16" and config.zero.stage == 0:
-        raise ConfigError(
-            "zero.stage 0 with bfloat16 would keep no float32 weights to update; set zero.stage to "
-            "1, 2 or 3, or model.dtype to float32"
-        )
-    return dtype
 
 
 def _cause(error: BaseException) -> str:

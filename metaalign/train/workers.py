@@ -48,7 +48,12 @@ from metaalign.train.task import (
     gather_materials,
     identity,
 )
-from metaalign.train.zero import ZeroEngine, deepspeed_settings, quiet_deepspeed
+from metaalign.train.zero import (
+    ZeroEngine,
+    deepspeed_settings,
+    join_deepspeed,
+    quiet_deepspeed,
+)
 
 Publish = Callable[[str, Callable[[Path], None]], None]
 """Given a checkpoint's name and what writes it into a folder, makes it part of the run. Every
@@ -65,6 +70,7 @@ at the start."""
 def start_engine(task: Task, device: torch.device) -> ZeroEngine:
     """The policy under DeepSpeed. `torch.distributed` must be up."""
     quiet_deepspeed()
+    join_deepspeed()
     config = task.config
     settings = deepspeed_settings(
         config.zero,

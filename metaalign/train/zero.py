@@ -3,6 +3,8 @@
 Knows no data, no loss and no Ray.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from typing import Any
@@ -71,7 +73,7 @@ class ZeroEngine:
     ) -> None:
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+        join_deepspeed()
         self.policy = policy
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -217,6 +219,14 @@ class ZeroEngine:
             persistent[0].all_gather(persistent)
         elif self._stage in (1, 2):
             self._zero.update_lp_params()
+
+
+def join_deepspeed() -> None:
+    """Let DeepSpeed use the process group that is up. Once is enough; again does no harm."""
+    import deepspeed
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that an operator was built
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 
 def quiet_deepspeed() -> None:
