@@ -96,14 +96,15 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected section.key=value")
     *sections, last = key.split(".")
+    place: Any = settings
     for section in sections:
-        settings = _enter(settings, section, override)
-    if isinstance(settings, list):
-        if not last.isdigit() or int(last) >= len(settings):
+        place = _enter(place, section, override)
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) >= len(place):
             raise ConfigError(f"override {override!r}: {last!r} is no item of the list")
-        settings[int(last)] = _value(value)
+        place[int(last)] = _value(value)
     else:
-        settings[last] = _value(value)
+        place[last] = _value(value)
 
 
 def _value(text: str) -> Any:
