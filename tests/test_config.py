@@ -179,7 +179,7 @@ def test_a_pipeline_hands_storage_and_tracking_down_unless_a_stage_has_its_own()
         {
             "storage": "/s",
             "tracking": {"experiment": "mine"},
-            "export": {},
+            "export": {"tracking": {"registered_model": "m"}},
             "evaluate": {"storage": "/t"},
             "serve": {},
         }
@@ -188,6 +188,7 @@ def test_a_pipeline_hands_storage_and_tracking_down_unless_a_stage_has_its_own()
     assert config.evaluate is not None
     assert config.serve is not None
     assert (config.export.storage, config.export.tracking.experiment) == ("/s", "mine")
+    assert config.export.tracking.registered_model == "m"
     assert (config.evaluate.storage, config.serve.storage) == ("/t", "/s")
     assert config.sft is None
 

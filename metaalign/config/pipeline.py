@@ -56,7 +56,10 @@ class PipelineConfig(Section):
         for stage in STAGES:
             if isinstance(settings.get(stage), dict):
                 own = handed if stage != "serve" else {"storage": handed.get("storage")}
-                settings[stage] = {**own, **settings[stage]}
+                both = {**own, **settings[stage]}
+                if isinstance(own.get("tracking"), dict) and isinstance(both["tracking"], dict):
+                    both["tracking"] = {**own["tracking"], **both["tracking"]}
+                settings[stage] = both
         return settings
 
     @model_validator(mode="after")

@@ -78,7 +78,8 @@ def find_experiment(client: Any, name: str, storage: str | None) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = None if storage is None else (Path(storage) / "artifacts").as_uri()
-        return client.create_experiment(name, artifact_location=location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # which pages MLflow shows
+        return client.create_experiment(name, artifact_location=location, tags=kind)
     if experiment.lifecycle_stage != "active":
         raise TrackingError(f"tracking.experiment {name!r} was deleted; restore or rename it")
     return experiment.experiment_id
