@@ -64,3 +64,7 @@ class TrackingError(MetaAlignError, RuntimeError):
 
 class RequestError(MetaAlignError, ValueError):
     """An HTTP request that cannot be answered as it stands."""
+
+
+class StorageError(MetaAlignError):
+    """The storage cannot take what is written."""

@@ -1,5 +1,6 @@
 """Stages in order: what preflight finds, what is skipped, what starts over, what is shown."""
 
+import errno
 import io
 import json
 import socket
@@ -260,6 +261,14 @@ def test_a_failure_on_purpose_is_one_line_and_any_other_a_traceback(
     assert capsys.readouterr().err == "DataError: rows.jsonl: no such file\n"
     with pytest.raises(ZeroDivisionError), reported():
         raise ZeroDivisionError
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert capsys.readouterr().err.startswith("StorageError: the storage is full; free some space")
+    with pytest.raises(PermissionError), reported():
+        raise PermissionError(errno.EACCES, "no")
 
 
 def test_an_error_of_ours_in_a_worker_of_ray_data_is_one_line_too(

@@ -1,5 +1,6 @@
 """What every job does around its work: Ray, the MLflow run, one clear line where it fails."""
 
+import errno
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from metaalign.errors import MetaAlignError
+from metaalign.errors import MetaAlignError, StorageError
 from metaalign.tracking import Run, check_nodes, open_run
 
 _QUIET = {
@@ -66,7 +67,7 @@ def reported() -> Iterator[None]:
     """End the process with one clear line and exit code 1 where the block fails on purpose."""
     try:
         yield
-    except (MetaAlignError, RayTaskError) as error:
+    except (MetaAlignError, RayTaskError, OSError) as error:
         known = _own_error(error)
         if known is None:
             raise
@@ -76,9 +77,11 @@ def reported() -> Iterator[None]:
 
 
 def _own_error(error: BaseException | None) -> MetaAlignError | None:
-    """An error of ours, or the one in a worker that Ray's error tells of."""
+    """An error of ours or a full disk, here or in the worker that Ray's error tells of."""
     while isinstance(error, RayTaskError):
         error = error.cause
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError("the storage is full; free some space, or give another `storage`")
     return error if isinstance(error, MetaAlignError) else None
 
 
