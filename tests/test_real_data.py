@@ -72,7 +72,7 @@ def test_a_pretrained_checkpoint_learns_alpaca_and_then_personas(
 
 
 def test_human_preferences_at_a_context_of_2048(tmp_path: Path, shared_data: Path) -> None:
-    """By 1 nat a token in SFT; in DPO the held-out order comes with its interval."""
+    """By 1 nat a token in SFT, and by 0.001 nats a pair in DPO, where a whole epoch gives 0.01."""
     prepare_store(
         _load(
             PrepareConfig,
@@ -86,8 +86,11 @@ def test_human_preferences_at_a_context_of_2048(tmp_path: Path, shared_data: Pat
     sft = run_sft(_load(SFTConfig, "hh_sft", tmp_path, *steps))
     _held_out_falls(sft, margin=1.0)
     _export(tmp_path, "hh_sft", "hh_sft_model")
-    dpo = run_dpo(_load(DPOConfig, "hh_dpo", tmp_path, *steps))
+    # A barely trained model overfits at the shipped rate's few steps; a lower one shows the way.
+    steps = ("length.max_steps=12", "optimizer.learning_rate=5e-5", *IN_SMALL)
+    dpo = run_dpo(_load(DPOConfig, "hh_dpo", tmp_path, *steps, "held_out.max_examples=200"))
+    _held_out_falls(dpo, margin=0.001)
     assert dpo["held_out"]["before"]["loss"] == pytest.approx(0.6931472, abs=1e-6)
     order = dpo["pair_order"]
-    assert order["count"] == 48
+    assert order["count"] == 200
     assert 0 <= order["low"] <= order["accuracy"] <= order["high"] <= 1
