@@ -31,6 +31,13 @@ def test_a_worker_must_fit_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device(WorkersConfig(num_workers=1, cpus_per_worker=6))
 
 
+def test_a_share_of_a_cpu_is_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, {"CPU": 1})
+    assert choose_device(WorkersConfig(num_workers=5, cpus_per_worker=0.2)) == "cpu"
+    with pytest.raises(ConfigError, match="room for 5"):
+        choose_device(WorkersConfig(num_workers=6, cpus_per_worker=0.2))
+
+
 def test_gpus_without_cpus_beside_them_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, {"CPU": 1, "GPU": 4}, {"CPU": 64})
     with pytest.raises(ConfigError, match="room for 1 such"):

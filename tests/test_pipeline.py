@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ray.data
 from mlflow import MlflowClient
 from rich.console import Console
 
+import metaalign
 from metaalign.config import PipelineConfig
 from metaalign.data.cases import Case
 from metaalign.errors import ConfigError, DataError
@@ -118,13 +120,21 @@ def test_code_and_the_name_that_a_model_is_registered_under_are_inputs(
     plain = planned(whole(tmp_path)).fingerprints
     named = planned(whole(tmp_path, tracking={"registered_model": "m"})).fingerprints
     assert plain["export"] != named["export"]
-    (tmp_path / "metaalign").mkdir()
-    (tmp_path / "metaalign" / "__init__.py").write_text("changed = True\n")
-    monkeypatch.setattr("metaalign.__file__", str(tmp_path / "metaalign" / "__init__.py"))
+    package = tmp_path / "metaalign"
+    shutil.copytree(Path(metaalign.__file__).parent, package)
+    monkeypatch.setattr("metaalign.__file__", str(package / "__init__.py"))
+
+    def changed_by(file: str) -> set[str]:
+        (package / file).write_text("changed = True\n")
+        code_fingerprint.cache_clear()
+        edited = planned(whole(tmp_path)).fingerprints
+        return {name for name in plain if plain[name] != edited[name]}
+
+    assert changed_by("serve/app.py") == set()
+    assert changed_by("evaluate/rates.py") == {"evaluate"}
+    assert changed_by("train/losses.py") == set(plain) - {"prepare"}
+    assert changed_by("preferences/families.py") == set(plain)
     code_fingerprint.cache_clear()
-    edited = planned(whole(tmp_path)).fingerprints
-    code_fingerprint.cache_clear()
-    assert all(plain[name] != edited[name] for name in plain)
 
 
 def test_serving_is_planned_although_it_tracks_nothing(tmp_path: Path) -> None:
@@ -182,6 +192,9 @@ def test_what_other_settings_wrote_is_set_aside_and_what_was_cut_short_stays(
     assert records.start(stage) == [tmp_path / "sft.previous"]
     assert (tmp_path / "sft.previous" / "checkpoint").read_text() == "old"
     assert not (tmp_path / "sft").exists()
+    (tmp_path / "sft").mkdir()
+    records.save(stage, Record("other settings", "started"))
+    assert records.start(stage) == [tmp_path / "sft.previous-2"], "nothing is deleted"
 
 
 def test_a_finished_stage_is_not_run_again_and_its_run_is_a_child(
@@ -265,8 +278,8 @@ def test_a_failure_on_purpose_is_one_line_and_any_other_a_traceback(
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), reported():
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert capsys.readouterr().err.startswith("StorageError: the storage is full; free some space")
+        raise OSError(errno.ENOSPC, "No space left on device", "/s/store/tokens")
+    assert "StorageError: no space left to write /s/store/tokens" in capsys.readouterr().err
     with pytest.raises(PermissionError), reported():
         raise PermissionError(errno.EACCES, "no")
 

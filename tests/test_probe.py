@@ -5,6 +5,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
@@ -28,6 +29,7 @@ TREES = [
     LlamaConfig(),
     Qwen3Config(),
     GPTNeoXConfig(),
+    GPT2Config(),  # its config asks for dropout, which training switches off
     MistralConfig(sliding_window=4096),
     Gemma2Config(),
     Gemma3TextConfig(),

@@ -53,12 +53,15 @@ class PipelineConfig(Section):
             return settings
         handed = {key: settings[key] for key in ("storage", "tracking") if key in settings}
         settings = dict(settings)
+        own: dict[str, Any]
+        both: dict[str, Any]
         for stage in STAGES:
             if isinstance(settings.get(stage), dict):
                 own = handed if stage != "serve" else {"storage": handed.get("storage")}
                 both = {**own, **settings[stage]}
-                if isinstance(own.get("tracking"), dict) and isinstance(both["tracking"], dict):
-                    both["tracking"] = {**own["tracking"], **both["tracking"]}
+                above, below = own.get("tracking"), both.get("tracking")
+                if isinstance(above, dict) and isinstance(below, dict):
+                    both["tracking"] = {**above, **below}
                 settings[stage] = both
         return settings
 

@@ -19,6 +19,8 @@ from metaalign.tracking import Run, check_nodes, open_run
 _QUIET = {
     "ray.data": logging.WARNING,
     "ray.serve": logging.WARNING,
+    # It takes an error of ours in a worker for one of its own, and says so at length.
+    "ray.data.exceptions": logging.CRITICAL,
     # It warns that bars are off, which is what the jobs ask for.
     "ray.data._internal.progress": logging.ERROR,
 }
@@ -81,7 +83,10 @@ def _own_error(error: BaseException | None) -> MetaAlignError | None:
     while isinstance(error, RayTaskError):
         error = error.cause
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError("the storage is full; free some space, or give another `storage`")
+        return StorageError(
+            f"no space left to write {error.filename or 'a file'}: free some where it lies, in "
+            "the storage, the temporary folder or a cache"
+        )
     return error if isinstance(error, MetaAlignError) else None
 
 

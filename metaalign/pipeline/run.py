@@ -51,7 +51,7 @@ def _run_stage(
     config: PipelineConfig, stage: Stage, records: Records, parent: Run, out: Console
 ) -> Record:
     for folder in records.start(stage):
-        out.print(f"its settings or inputs changed; what it wrote before is {folder}")
+        out.print(f"its settings, inputs or code changed; what it wrote before is {folder}")
     started = time.monotonic()
     fingerprint = records.fingerprints[stage.name]
     with open_run(

@@ -8,8 +8,8 @@ A record, `.stages/sft.json` in the storage:
 
 import functools
 import hashlib
+import itertools
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -174,7 +174,7 @@ class Records:
             inputs = [
                 (path.name, self._written.get(path) or fingerprint(path)) for path in stage.reads
             ]
-            known = [stage.name, code_fingerprint(), shown, inputs, stage.names]
+            known = [stage.name, code_fingerprint(_rooms(stage)), shown, inputs, stage.names]
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
             self.fingerprints[stage.name] = digest
             self._written.update(dict.fromkeys(stage.writes + stage.may_write, digest))
@@ -224,14 +224,23 @@ class Records:
 
 
 @functools.cache
-def code_fingerprint() -> str:
-    """Of every source file of the package."""
+def code_fingerprint(rooms: tuple[str, ...]) -> str:
+    """Of every source file of these rooms of the package."""
     package = Path(metaalign.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\n".encode())
-        digest.update(file.read_bytes())
+    for room in rooms:
+        place = package / room
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{file.relative_to(package)}\n".encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _rooms(stage: Stage) -> tuple[str, ...]:
+    """What bends a stage's output: a change elsewhere must not cost a training run."""
+    data = ("examples.py", "template.py", "preferences", "data")
+    more = {PrepareConfig: (), EvaluateConfig: ("generate", "evaluate"), ServeConfig: ()}
+    return (*data, *more.get(type(stage.settings), ("steps", "train")))
 
 
 def contents(stage: Stage) -> dict[str, str]:
@@ -257,6 +266,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _set_aside(folder: Path) -> Path:
-    previous = folder.with_name(f"{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    return folder.rename(previous)
+    """Rename a folder. It may be days of training, so nothing is ever deleted here."""
+    names = itertools.chain(["previous"], (f"previous-{number}" for number in itertools.count(2)))
+    places = (folder.with_name(f"{folder.name}.{name}") for name in names)
+    return folder.rename(next(place for place in places if not place.exists()))

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,10 @@ def open_run(
 
 def _replay_left(client: Any, uri: str, run_id: str, folder: Path) -> None:
     """Replay what earlier jobs left: spools of this run, and of runs whose job has ended."""
-    spools = {path: list(read_lines(path)) for path in sorted(folder.glob("*.jsonl"))}
+    spools: dict[Path, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with suppress(FileNotFoundError):  # replayed meanwhile by the job that owns it
+            spools[path] = list(read_lines(path))
     ended = {
         line["run_id"] for lines in spools.values() for line in lines if line["kind"] == "finish"
     }

@@ -34,7 +34,7 @@ def choose_device(workers: WorkersConfig) -> DeviceType:
             "are yet to start"
         )
     each = workers.cpus_per_worker
-    by_cpu = [int(node.get("CPU", 0) // each) for node in nodes]
+    by_cpu = [int(node.get("CPU", 0) / each + 1e-6) for node in nodes]
     by_gpu = [int(node.get("GPU", 0)) for node in nodes] if on_gpus else by_cpu
     room = sum(map(min, by_cpu, by_gpu))
     if room >= workers.num_workers:

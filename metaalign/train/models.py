@@ -162,7 +162,7 @@ def load_policy(
         deepspeed: The settings of the engine that will hold it; None without DeepSpeed.
     """
     config = load_config_of(folder)
-    _switch_off_dropout(config)
+    switch_off_dropout(config)
     config.use_cache = False
     stage = 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
     # from_pretrained finds these settings through a weak reference, as long as they live.
@@ -303,7 +303,7 @@ def _identity(config: ModelConfig, source: str | None, template: Template) -> st
     return json.dumps({**identity, "template": template.fingerprint}, sort_keys=True)
 
 
-def _switch_off_dropout(config: PretrainedConfig) -> None:
+def switch_off_dropout(config: PretrainedConfig) -> None:
     """One draw on a shared token is not the draw that two sequences would make."""
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         for name, value in list(vars(part).items()):

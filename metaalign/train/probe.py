@@ -21,6 +21,7 @@ from metaalign.steps.plan import Layout
 from metaalign.steps.trees import Rows, Sequence, lay_out_rows
 from metaalign.train.attention import Kernel, supported_kernel
 from metaalign.train.logprobs import Policy, after_head, decoder_of, head_of, to_tensors
+from metaalign.train.models import switch_off_dropout
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats. A mask that is not obeyed costs far more."""
@@ -166,7 +167,9 @@ def _tiny_model(config: PretrainedConfig) -> PreTrainedModel:
     transformers_logging.set_verbosity_error()
     try:
         with torch.random.fork_rng(devices=[]):
-            return _draw_model(tiny_copy(config), kernel)
+            tiny = tiny_copy(config)
+            switch_off_dropout(tiny)
+            return _draw_model(tiny, kernel)
     except _FEEDING_ERRORS as error:
         raise ModelError(
             f"{config.model_type}: a tiny copy of the model, on which layouts are tried before"

@@ -73,7 +73,9 @@ def prepare_task(config: TrainingConfig) -> Task:
     check_compiler(config.optimizer.name, device_type)
     attention = choose_attention(config, device_type)
     dtype = choose_dtype(config, device_type)
-    folder = Path(config.storage) / INITIAL_FOLDER
+    # The untrained model of the report is where SFT starts, whatever DPO starts from.
+    name = INITIAL_FOLDER if isinstance(config, SFTConfig) else f"{config.output}_{INITIAL_FOLDER}"
+    folder = Path(config.storage) / name
     initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
     model_config = load_config_of(initial)
     check_carried(model_config)
