@@ -13,6 +13,7 @@ arguments: Ray pickles exceptions between processes.
     ├── PlanError (ValueError)           examples that cannot be laid out in steps
     ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite
     ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
+    ├── StorageError (OSError)           the storage cannot take what is written
     ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
     └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
 """
@@ -66,5 +67,5 @@ class RequestError(MetaAlignError, ValueError):
     """An HTTP request that cannot be answered as it stands."""
 
 
-class StorageError(MetaAlignError):
+class StorageError(MetaAlignError, OSError):
     """The storage cannot take what is written."""

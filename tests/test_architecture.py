@@ -43,6 +43,7 @@ DEPENDENCIES = {
     ),
     "deepspeed": (
         "train/zero.py",
+        "train/zero_settings.py",
         "train/optimizers.py",
         "train/models.py",
         "train/checkpoints.py",

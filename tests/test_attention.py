@@ -35,7 +35,7 @@ def forest(length: int = 384) -> tuple[Tensor, Tensor]:
         prompt = rng.integers(1, 99, shared)
         tails = (rng.integers(1, 99, n) for n in (40, 25))
         sequences += [Sequence(np.append(prompt, tail), shared, row) for tail in tails]
-    rows = lay_out_rows(sequences, num_rows=2, num_targets=195, budget=length, trim=False)
+    rows = lay_out_rows(sequences, num_rows=2, num_targets=195, length=length)
     return torch.from_numpy(rows.subtree_end), torch.from_numpy(rows.positions)
 
 

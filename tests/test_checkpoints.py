@@ -1,6 +1,5 @@
 """A run goes on from a checkpoint as if nothing had happened, on any number of workers."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +11,17 @@ import torch
 from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError, TrainingError
 from metaalign.train.checkpoints import (
-    MARKER,
     check_identity,
-    keep_newest,
+    iterate_weights,
     load_checkpoint,
-    load_weights,
-    newest_checkpoint,
     read_manifest,
-    save_checkpoint,
     step_folder,
+    write_manifest,
 )
 from metaalign.train.engines import PlainEngine
 from metaalign.train.loop import Reader, measure
+from metaalign.train.starting import build_policy
 from metaalign.train.task import Task, gather_materials
-from metaalign.train.workers import build_policy
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import digest, run_task
 
@@ -91,7 +87,7 @@ def test_every_stage_loads_what_one_process_wrote(
     engine = plain_engine(task)
     run_task(task, engine, stop_at=3)
     store, plan, _ = gather_materials(task)
-    reader = Reader(store, plan.selection, task.config.batch.budget)
+    reader = Reader(store, plan.selection)
     alone = torch.tensor(measure(engine, plan.sweep(5), reader, None).logprobs)
     for worker in run_workers("load", stages, tmp_path):
         for found in worker:
@@ -116,48 +112,19 @@ def test_parameters_and_states_come_back_into_a_fresh_engine(
     manifest = load_checkpoint(fresh, folder)
     assert manifest["step"] == 1
     assert digest(fresh) == digest(engine)
-    weights = load_weights(folder)
+    weights = dict(iterate_weights(folder))
     assert {name: tuple(value.shape) for name, value in weights.items()} == engine.shapes()
     name = next(iter(weights))
     assert torch.equal(weights[name].flatten(), engine.shard(name, None))
-
-
-def test_without_the_marker_or_with_a_file_cut_short_it_does_not_count(
-    saved: tuple[PlainEngine, Path],
-) -> None:
-    _, folder = saved
-    assert newest_checkpoint(folder.parent) == folder
-    data = next(folder.glob("*.distcp"))
-    whole = data.read_bytes()
-    data.write_bytes(whole[:-1])
-    assert newest_checkpoint(folder.parent) is None
-    with pytest.raises(CheckpointError, match="missing or cut short"):
-        read_manifest(folder)
-    data.write_bytes(whole)
-    (folder / MARKER).unlink()
-    assert newest_checkpoint(folder.parent) is None
-
-
-def test_the_newest_are_kept(saved: tuple[PlainEngine, Path], tmp_path: Path) -> None:
-    engine, _ = saved
-    run = tmp_path / "run"
-    for step in (2, 10, 9):
-        save_checkpoint(engine, run / step_folder(step), step=step, identity={}, progress={})
-    (run / step_folder(8)).mkdir()  # cut off before its marker
-    (run / step_folder(11)).mkdir()
-    keep_newest(run, 2)
-    names = sorted(path.name for path in run.iterdir())
-    assert names == [step_folder(9), step_folder(10), step_folder(11)]
-    assert newest_checkpoint(run) == run / step_folder(10)
 
 
 def test_another_model_is_refused(
     saved: tuple[PlainEngine, Path], tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:
     _, folder = saved
-    manifest = json.loads((folder / MARKER).read_text())
+    manifest = read_manifest(folder)
     manifest["shapes"]["model.lm_head.weight"] = [1, 2]
-    (folder / MARKER).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(CheckpointError, match="of another model or optimizer"):
         load_checkpoint(plain_engine(tiny_task(tmp_path, make_store)), folder)
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from metaalign.config import (
     parse_arguments,
     resolve,
 )
+from metaalign.config.dpo import LossName, PreferenceLossConfig
 from metaalign.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ray_jobs" / "configs"
@@ -222,3 +224,39 @@ def test_help_lists_every_setting_with_its_sentence(
     shown = capsys.readouterr().out
     assert "storage (required)\n      Root of all outputs" in shown
     assert not re.search(r"\)\n      \n", shown)  # a setting without its sentence
+
+
+def test_each_loss_has_its_own_defaults_and_they_survive_the_way_to_a_worker() -> None:
+    beta = {"simpo": 2.0, "sppo_hard": 0.001}
+    for name in get_args(LossName):
+        loss = PreferenceLossConfig(name=name)
+        assert loss.beta == beta.get(name, 0.1)
+        assert loss.sft_weight == (1.0 if name == "orpo" else 0.0)
+        assert (loss.label_smoothing, loss.target_margin, loss.desirable_weight) == (
+            0.1 if name == "robust" else None,
+            0.5 if name == "simpo" else None,
+            1.0 if name == "kto" else None,
+        )
+        assert PreferenceLossConfig.model_validate(loss.model_dump(mode="json")) == loss
+    assert PreferenceLossConfig(references=("other",)).reference_clip == 0.1
+    assert PreferenceLossConfig(name="simpo", beta=3.0).beta == 3.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"label_smoothing": 0.0}, "label_smoothing is read by robust alone, .* 'sigmoid'"),
+        ({"name": "ipo", "target_margin": 1.0}, "target_margin is read by simpo alone, .* 'ipo'"),
+        ({"name": "orpo", "desirable_weight": 1.0}, "desirable_weight is read by kto alone"),
+        ({"name": "simpo", "references": ["other"]}, "references is read by .* 'simpo'"),
+        ({"name": "kto", "references": ["other"]}, "references is read by .* 'kto'"),
+        ({"reference_clip": 0.2}, "reference_clip is read with references alone"),
+        ({"name": "dpo"}, "should be 'sigmoid', 'ipo'"),
+    ],
+)
+def test_a_setting_that_the_loss_would_not_read_is_refused(
+    tmp_path: Path, settings: dict[str, object], problem: str
+) -> None:
+    file = write(tmp_path, f"storage: /s\nmodel: {{path: a}}\nloss: {settings}\n")
+    with pytest.raises(ConfigError, match=problem):
+        load_config(DPOConfig, file)

@@ -50,3 +50,26 @@ def test_always_waits_for_nodes_that_are_yet_to_start(
     cluster(monkeypatch, {"CPU": 8})
     assert choose_device(WorkersConfig(num_workers=8, gpu="always")) == "cuda"
     assert "0 of 8 workers have room now" in caplog.text
+
+
+def test_the_fewest_workers_must_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, {"CPU": 1}, {"CPU": 1})
+    assert choose_device(WorkersConfig(num_workers=(2, 8))) == "cpu"
+    with pytest.raises(ConfigError, match=r"num_workers 3 at .* room for 2"):
+        choose_device(WorkersConfig(num_workers=(3, 8)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": [4, 1]}, r"num_workers \[4, 1\] must be the fewest and the most"),
+        ({"num_workers": [2, 2]}, "must be the fewest and the most, or one number"),
+        ({"num_workers": [0, 2]}, "greater than or equal to 1"),
+        ({"num_workers": 2, "resize_interval_s": 5}, "has no effect on a fixed num_workers"),
+    ],
+)
+def test_numbers_of_workers_that_mean_nothing_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorkersConfig.model_validate(settings)

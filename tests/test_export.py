@@ -1,6 +1,9 @@
 """Export: what is loaded from the folder is the policy that was trained."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,20 +15,18 @@ from metaalign.config import ExportConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError, TemplateError
 from metaalign.template import Template
+from metaalign.train.driver import begin_run
 from metaalign.train.engines import PlainEngine
-from metaalign.train.export import MODEL_FOLDER, run_export, write_recipe
+from metaalign.train.export import MODEL_FOLDER, run_export
+from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
-from metaalign.train.workers import build_policy
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_scenarios import run_task
 
 
 def trained(task: Task) -> PlainEngine:
     """The engine after a whole run, whose folder can be exported."""
-    store = TokenStore.open(Path(task.config.storage) / "store")
-    recipe = {"job": task.job, "dtype": task.dtype, "config": task.config.model_dump(mode="json")}
-    folder = Path(task.folder)
-    write_recipe(folder, initial=task.initial, template=store.template, recipe=recipe)
+    begin_run(task)
     engine = PlainEngine(build_policy(task, None), task.config.optimizer)
     run_task(task, engine)
     return engine
@@ -46,6 +47,65 @@ def test_the_folder_gives_the_live_policys_logits(
         assert torch.equal(exported(tokens).logits, live(tokens).logits)
         assert not torch.allclose(exported(tokens).logits, start(tokens).logits)
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_bfloat16_run_is_exported_in_bfloat16(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(tmp_path, make_store)
+    live = trained(task).policy.model
+    recipe = tmp_path / "sft" / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"', 1))
+    folder = run_export(ExportConfig(storage=str(tmp_path), run="sft", output="out"))
+    exported = AutoModelForCausalLM.from_pretrained(folder)
+    assert exported.dtype == torch.bfloat16
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    expected = live.to(torch.bfloat16).state_dict()
+    for name, value in exported.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert torch.equal(exported(tokens).logits, live(tokens).logits)
+
+
+PEAK = """
+import sys
+from transformers import AutoModelForCausalLM
+from metaalign.config import ExportConfig
+from metaalign.train.export import run_export
+
+def read(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+config = ExportConfig(storage=sys.argv[1], run="sft", output="out")
+before = read("VmRSS:")
+run_export(config)
+print(read("VmHWM:") - before)
+"""
+# Not ru_maxrss: a child starts with its parent's.
+
+
+def test_export_never_holds_the_model_twice(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    wide = {**ARCHITECTURE, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    task = tiny_task(
+        tmp_path,
+        make_store,
+        model={"architecture": wide},
+        optimizer={"name": "sgd", "learning_rate": 1e-3},
+        length={"epochs": None, "max_steps": 1},
+    )
+    model_bytes = 4 * sum(p.numel() for p in trained(task).policy.parameters())
+    assert model_bytes > 200e6
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    peak_bytes = int(done.stdout.splitlines()[-1])
+    print(f"peak {peak_bytes / 1e6:.0f} MB for a model of {model_bytes / 1e6:.0f} MB")
+    # Two copies would be 2.0; what the imports and the reader take is the rest of the way to 1.6.
+    assert model_bytes < peak_bytes < 1.6 * model_bytes
 
 
 def test_the_folder_carries_template_end_token_and_numbers(
@@ -86,7 +146,7 @@ def test_a_run_that_cannot_be_exported_is_named(
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("output", ["sft", "store"])
+@pytest.mark.parametrize("output", ["sft", "store", "initial"])
 def test_nothing_but_an_exported_model_is_replaced(
     tmp_path: Path, make_store: Callable[..., TokenStore], output: str
 ) -> None:

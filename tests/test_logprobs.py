@@ -62,7 +62,7 @@ def examples(responses: int, count: int = 6) -> list[Sequence]:
 def lay_out(sequences: list[Sequence], padding: int = 3) -> Rows:
     targets = sum(len(each.tokens) - each.prompt_length for each in sequences)
     rows = max(each.row for each in sequences) + 1
-    return lay_out_rows(sequences, num_rows=rows, num_targets=targets + padding, budget=128)
+    return lay_out_rows(sequences, num_rows=rows, num_targets=targets + padding, length=128)
 
 
 def plain(model: PreTrainedModel, sequences: list[Sequence]) -> Tensor:
@@ -166,8 +166,8 @@ def test_the_number_of_chunks_follows_from_the_padded_targets_alone():
     calls: list[int] = []
     model.lm_head.register_forward_hook(lambda *call: calls.append(len(call[2])))
     policy = Policy(model, attention="sdpa", layout="tree", chunk_targets=8)
-    full = lay_out_rows(examples(1, 3), num_rows=2, num_targets=30, budget=64)
-    empty = lay_out_rows([], num_rows=2, num_targets=30, budget=64)
+    full = lay_out_rows(examples(1, 3), num_rows=2, num_targets=30, length=64)
+    empty = lay_out_rows([], num_rows=2, num_targets=30, length=64)
     with torch.no_grad():
         policy(to_tensors(full))
         policy(to_tensors(empty))
@@ -176,7 +176,7 @@ def test_the_number_of_chunks_follows_from_the_padded_targets_alone():
 
 def test_dummies_and_padding_give_finite_numbers_and_no_gradient():
     model = build(CONFIGS["llama"](), torch.float32)
-    rows = lay_out_rows([], num_rows=2, num_targets=5, budget=64)
+    rows = lay_out_rows([], num_rows=2, num_targets=5, length=64)
     policy = Policy(model, attention="sdpa", layout="tree", chunk_targets=2)
     logprobs = policy(to_tensors(rows))
     assert torch.isfinite(logprobs).all()
@@ -190,8 +190,8 @@ def test_padding_does_not_move_a_log_probability():
     policy = Policy(model, attention="sdpa", layout="tree", chunk_targets=100)
     sequences = examples(2)
     targets = sum(len(each.tokens) - each.prompt_length for each in sequences)
-    tight = lay_out_rows(sequences, num_rows=2, num_targets=targets, budget=128)
-    loose = lay_out_rows(sequences, num_rows=5, num_targets=targets + 9, budget=128, trim=False)
+    tight = lay_out_rows(sequences, num_rows=2, num_targets=targets, length=128)
+    loose = lay_out_rows(sequences, num_rows=5, num_targets=targets + 9, length=128)
     tight_logprobs, loose_logprobs = policy(to_tensors(tight)), policy(to_tensors(loose))
     assert (loose_logprobs[:targets] - tight_logprobs).abs().max() < 1e-12
 
@@ -230,7 +230,7 @@ def test_flex_attention_equals_the_sequences_run_one_by_one(architecture):
     model = build(config, torch.float32, "flex_attention").cuda().train()
     sequences = examples(3)
     targets = sum(len(each.tokens) - each.prompt_length for each in sequences)
-    rows = lay_out_rows(sequences, num_rows=2, num_targets=targets, budget=256, trim=False)
+    rows = lay_out_rows(sequences, num_rows=2, num_targets=targets, length=256)
     policy = Policy(model, attention="flex_attention", layout="tree", chunk_targets=10)
     logprobs = policy(to_tensors(rows, "cuda"))
     found = gradients(model, logprobs.cpu())

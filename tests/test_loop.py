@@ -1,6 +1,7 @@
 """The loop: one set of examples is one step, however it is laid out."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ import torch
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.data.store import TokenStore
-from metaalign.errors import TrainingError
 from metaalign.train.engines import PlainEngine
-from metaalign.train.logprobs import TensorRows
-from metaalign.train.loop import Reader, learning_rate_at, measure, read_ahead, train
-from metaalign.train.losses import SFTLoss
+from metaalign.train.loop import (
+    Reader,
+    Stopwatch,
+    learning_rate_at,
+    measure,
+    read_ahead,
+    train,
+)
+from metaalign.train.row_losses import SFTLoss
+from metaalign.train.starting import build_policy
 from metaalign.train.task import Task, gather_materials
-from metaalign.train.workers import build_policy
 from tests.tiny_task import tiny_task
 from tests.worker_scenarios import curve
 
@@ -64,41 +70,29 @@ def test_the_first_loss_is_the_mean_over_the_steps_target_tokens(
     assert curve(task, engine)[0][0] == pytest.approx(total / targets, abs=1e-5)
 
 
-def test_saves_and_measures_when_due_and_always_saves_last(
+def test_steps_are_taken_from_the_start_until_told_to_stop(
     storage: Path, make_store: Callable[..., TokenStore]
 ) -> None:
     task = tiny_task(storage, make_store)
     store, plan, _ = gather_materials(task)
-    events: list[Any] = []
-    train(
-        engine_of(task),
-        plan,
-        Reader(store, plan.selection, 192),
-        SFTLoss(plan.selection, store.columns),
-        optimizer=task.config.optimizer,
-        log=lambda step, metrics: events.append((step, metrics["tokens"] > 0)),
-        save=lambda step: events.append(f"save {step}"),
-        measure=lambda: events.append("measure"),
-        start=1,
-        save_every=4,
-        measure_every=3,
-    )
-    steps = [(step, True) for step in (2, 3)]
-    later = [(4, True), "save 4", (5, True), (6, True), "save 6"]
-    assert events == [*steps, "measure", *later]
+    steps: list[Any] = []
 
+    for stop_at in (4, None):
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    storage: Path, make_store: Callable[..., TokenStore]
-) -> None:
-    task = tiny_task(storage, make_store)
+        def after_step(step: int, metrics: dict[str, float], stop_at: int | None = stop_at) -> bool:
+            steps.append((step, metrics["tokens"] > 0))
+            return step == stop_at
 
-    class BrokenEngine(PlainEngine):
-        def forward(self, rows: TensorRows, *, last: bool = True) -> torch.Tensor:
-            return super().forward(rows, last=last) * float("nan")
-
-    with pytest.raises(TrainingError, match=r"step 0: the loss is nan.*optimizer.learning_rate"):
-        curve(task, BrokenEngine(build_policy(task, None), task.config.optimizer))
+        train(
+            engine_of(task),
+            plan,
+            Reader(store, plan.selection),
+            SFTLoss(plan.selection, store.columns),
+            optimizer=task.config.optimizer,
+            after_step=after_step,
+            start=2,
+        )
+    assert steps == [(step, True) for step in (3, 4, 3, 4, 5, 6)]
 
 
 def test_a_measurement_holds_every_responses_logprob_once(
@@ -107,7 +101,7 @@ def test_a_measurement_holds_every_responses_logprob_once(
     task = tiny_task(storage, make_store, "dpo")
     engine = engine_of(task)
     store, plan, _ = gather_materials(task)
-    reader = Reader(store, plan.selection, task.config.batch.budget)
+    reader = Reader(store, plan.selection)
     together = measure(engine, plan.sweep(100), reader, None).logprobs
     apart = measure(engine, plan.sweep(1), reader, None).logprobs
     assert together.shape == plan.selection.response.shape
@@ -143,3 +137,20 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
     assert next(items) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(items)
+
+
+def test_a_stopwatch_counts_waiting_and_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            now[0] += 2.0
+            yield number
+
+    watch = Stopwatch()
+    for _ in watch.over(slow()):
+        now[0] += 10.0
+    # Two seconds for each of three items, none for the ten that each was used.
+    assert watch.take() == 6.0
+    assert watch.take() == 0.0

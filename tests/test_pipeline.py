@@ -14,9 +14,9 @@ import ray.data
 from mlflow import MlflowClient
 from rich.console import Console
 
-import metaalign
 from metaalign.config import PipelineConfig
 from metaalign.data.cases import Case
+from metaalign.data.files import PACKAGE
 from metaalign.errors import ConfigError, DataError
 from metaalign.pipeline.job import clock, connect, reported
 from metaalign.pipeline.preflight import check
@@ -25,7 +25,6 @@ from metaalign.pipeline.showcase import draw_pair, rates, side_by_side
 from metaalign.pipeline.stages import (
     Record,
     Records,
-    code_fingerprint,
     contents,
     stages_of,
 )
@@ -115,26 +114,26 @@ def test_tracking_and_the_place_of_the_storage_are_no_inputs(tmp_path: Path) -> 
 
 
 def test_code_and_the_name_that_a_model_is_registered_under_are_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     plain = planned(whole(tmp_path)).fingerprints
     named = planned(whole(tmp_path, tracking={"registered_model": "m"})).fingerprints
     assert plain["export"] != named["export"]
     package = tmp_path / "metaalign"
-    shutil.copytree(Path(metaalign.__file__).parent, package)
-    monkeypatch.setattr("metaalign.__file__", str(package / "__init__.py"))
+    shutil.copytree(PACKAGE, package)
 
     def changed_by(file: str) -> set[str]:
         (package / file).write_text("changed = True\n")
-        code_fingerprint.cache_clear()
-        edited = planned(whole(tmp_path)).fingerprints
+        config = whole(tmp_path)
+        records = Records(config.storage, package=package)
+        records.plan(stages_of(config))
+        edited = records.fingerprints
         return {name for name in plain if plain[name] != edited[name]}
 
     assert changed_by("serve/app.py") == set()
     assert changed_by("evaluate/rates.py") == {"evaluate"}
     assert changed_by("train/losses.py") == set(plain) - {"prepare"}
     assert changed_by("preferences/families.py") == set(plain)
-    code_fingerprint.cache_clear()
 
 
 def test_serving_is_planned_although_it_tracks_nothing(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from metaalign.errors import PlanError
-from metaalign.steps.plan import MicroLayout, Packing, Plan, Sweep, first_fit_decreasing
+from metaalign.steps.plan import MicroLayout, Packing, Plan, Sweep, even_split
 from metaalign.steps.selection import Selection, select_best, select_ranked
-from tests.tiny_columns import Item, make_columns
+from tests.tiny_columns import Item, make_columns, measure_apart
 
 
 def pairs(count: int = 37, group_by: str = "example") -> Selection:
@@ -24,17 +24,15 @@ def pairs(count: int = 37, group_by: str = "example") -> Selection:
     return select_ranked(make_columns(items), split="train", context=64, group_by=group_by)
 
 
+def packing(selection: Selection, **changes) -> Packing:
+    settings = {"budget": 64, "rows": 2, "layout": "tree", **changes}
+    return Packing(selection, measure_apart, **settings)
+
+
 def make_plan(selection: Selection, **changes) -> Plan:
-    settings = {
-        "global_batch_size": 8,
-        "budget": 64,
-        "rows": 2,
-        "layout": "tree",
-        "seed": 0,
-        "epochs": 1.0,
-        "max_steps": None,
-    }
-    return Plan(selection, **{**settings, **changes})
+    steps = {"global_batch_size": 8, "seed": 0, "epochs": 1.0, "max_steps": None}
+    steps |= {name: changes.pop(name) for name in list(changes) if name in steps}
+    return Plan(packing(selection, **changes), **steps)
 
 
 def covered(micros: list[MicroLayout]) -> list[int]:
@@ -61,6 +59,14 @@ def test_epochs_follow_each_other_without_a_seam():
         visits[:37].tolist()
         == np.concatenate([make_plan(pairs()).step(step) for step in range(5)]).tolist()
     )
+
+
+def test_without_a_mixture_the_order_is_the_one_that_it_always_was():
+    plan = make_plan(pairs(), epochs=2.0)
+    assert plan.step(0).tolist() == [4, 34, 20, 18, 2, 3, 35, 24]
+    assert plan.step(4).tolist() == [14, 29, 33, 15, 31, 16, 22, 5]
+    grouped = make_plan(pairs(group_by="meta_prompt"))
+    assert grouped.step(0).tolist() == [10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
 
 
 def test_a_part_of_an_epoch_and_a_number_of_steps_end_the_run():
@@ -99,27 +105,58 @@ def test_workers_get_equal_shapes_that_hold_what_they_were_dealt(layout):
             assert max(rows) == micro.num_rows
 
 
-def test_rows_hold_no_more_than_the_budget():
+def test_rows_hold_no_more_than_their_length_and_that_no_more_than_the_budget():
     selection = pairs()
-    plan = make_plan(selection, global_batch_size=37, budget=40)
-    micros = plan.layout(0, 2)
-    bins = [members for micro in micros for rank in micro.bins_by_rank for members in rank]
-    sizes = [selection.tokens[list(members)].sum() for members in bins]
-    assert max(sizes) <= 40
-    # First fit leaves at most one row half empty, so the rows are at most twice the tokens.
-    assert len(bins) <= 2 * selection.tokens.sum() / 40 + 1
+    for budget, multiple, world_size in itertools.product((31, 40, 64), (8, 128), (1, 2, 3)):
+        plan = make_plan(selection, global_batch_size=37, budget=budget, length_multiple=multiple)
+        micros = plan.layout(0, world_size)
+        bins = [members for micro in micros for rank in micro.bins_by_rank for members in rank]
+        longest = max(int(selection.tokens[list(members)].sum()) for members in bins)
+        assert {micro.length for micro in micros} == {
+            min(budget, -(-longest // multiple) * multiple)
+        }
+        assert longest <= budget
+
+
+def test_rows_are_a_multiple_of_the_world_size_and_micro_batches_like_in_height():
+    selection = pairs(80)
+    for world_size in (1, 2, 3, 4, 8):
+        micros = make_plan(selection, global_batch_size=80, rows=3).layout(0, world_size)
+        heights = [micro.num_rows for micro in micros]
+        assert max(heights) <= 3
+        assert max(heights) - min(heights) <= 1
+        for micro in micros:
+            assert {len(rank) for rank in micro.bins_by_rank} == {micro.num_rows}
+
+
+def test_a_parts_sizes_differ_by_one_at_most():
+    assert even_split(9, 8).tolist() == [5, 4]
+    assert even_split(16, 8).tolist() == [8, 8]
+    assert even_split(7, 3).tolist() == [3, 2, 2]
+    assert even_split(1, 8).tolist() == [1]
 
 
 def test_targets_are_dealt_evenly():
-    items = [Item(responses=(n,)) for n in (9, 8, 7, 6, 5, 4, 3, 2)]
+    # Eight rows of ten tokens, one example each; back and forth over two workers,
+    # 9 + 6 + 5 + 2 targets against 8 + 7 + 4 + 3.
+    items = [
+        Item(responses=(n,), segments=(("user_query", 9 - n),)) for n in (9, 8, 7, 6, 5, 4, 3, 2)
+    ]
     selection = select_best(make_columns(items), split="train", context=64)
-    (micro,) = Packing(selection, budget=14, rows=4, layout="tree").lay_out(np.arange(8), 2)
-    # Back and forth over two workers: 9 + 6 + 5 + 2 against 8 + 7 + 4 + 3.
+    (micro,) = packing(selection, budget=10, rows=4).lay_out(np.arange(8), 2)
     assert micro.num_targets == 22
     assert [len(bins) for bins in micro.bins_by_rank] == [4, 4]
 
 
-def test_groups_are_drawn_whole_and_lie_side_by_side():
+def test_single_rows_are_as_long_as_the_longest_sequence_beside_them():
+    items = [Item(responses=(n,)) for n in (30, 2, 3, 28)]  # 5 prompt tokens each
+    selection = select_best(make_columns(items), split="train", context=64)
+    micros = packing(selection, layout="single", rows=1).lay_out(np.arange(4), 2)
+    assert [micro.bins_by_rank for micro in micros] == [(((0,),), ((3,),)), (((2,),), ((1,),))]
+    assert [micro.length for micro in micros] == [40, 8]
+
+
+def test_groups_are_drawn_whole():
     selection = pairs(group_by="meta_prompt")
     plan = make_plan(selection, global_batch_size=8, budget=128)
     steps = [plan.step(step) for step in range(plan.num_steps)]
@@ -130,31 +167,6 @@ def test_groups_are_drawn_whole_and_lie_side_by_side():
     for step in steps:
         for group in np.unique(selection.group[step]):
             assert set(np.flatnonzero(selection.group == group)) <= set(step)
-    for micro in plan.layout(0, 1):
-        for members in micro.bins_by_rank[0]:
-            for group in np.unique(selection.group[list(members)]):
-                assert set(np.flatnonzero(selection.group == group)) <= set(members)
-
-
-def test_a_groups_shared_tokens_take_room_in_a_row_once():
-    segments = (("user_info", 20), ("user_query", 4))
-    items = [Item(segments=segments, meta_prompt=n // 4) for n in range(8)]
-    columns = make_columns(items)
-    grouped = select_best(columns, split="train", context=64, group_by="meta_prompt")
-    # 28 tokens each; four together 20 + 4 * 8 = 52, three 44. A fourth alone takes 28 again.
-    for selection, budget, bins in ((grouped, 52, 2), (grouped, 51, 4), (grouped, 104, 1)):
-        (micro,) = Packing(selection, budget=budget, rows=9, layout="tree").lay_out(np.arange(8), 1)
-        assert len(micro.bins_by_rank[0]) == bins
-    apart = select_best(columns, split="train", context=64)
-    (micro,) = Packing(apart, budget=52, rows=9, layout="tree").lay_out(np.arange(8), 1)
-    assert len(micro.bins_by_rank[0]) == 8
-
-
-def test_a_group_larger_than_a_row_is_cut_between_examples():
-    selection = pairs(group_by="meta_prompt")
-    plan = make_plan(selection, budget=30)
-    for step in range(plan.num_steps):
-        assert covered(plan.layout(step, 2)) == sorted(plan.step(step).tolist())
 
 
 def test_a_run_resumes_by_asking_for_a_step():
@@ -198,14 +210,7 @@ def test_single_rows_refuse_a_micro_batch_that_cannot_hold_one_example():
         make_plan(pairs(), layout="single", rows=1)
 
 
-def test_first_fit_decreasing_by_hand():
-    # 7 -> bin 0, 6 -> bin 1, 4 -> bin 1 (10 of 10), 3 -> bin 0 (10), 2 -> bin 2, 1 -> bin 2.
-    bins = first_fit_decreasing(np.array([2, 7, 4, 1, 6, 3]), 10)
-    assert bins.tolist() == [2, 0, 1, 2, 1, 0]
-
-
 def test_a_measurement_sweeps_a_selection_of_its_own():
     selection = pairs(9)
-    packing = Packing(selection, budget=64, rows=2, layout="tree")
-    sweep = Sweep(packing, np.arange(len(selection)), examples_per_step=4)
+    sweep = Sweep(packing(selection), np.arange(len(selection)), examples_per_step=4)
     assert [len(sweep.step(step)) for step in range(sweep.num_steps)] == [4, 4, 1]

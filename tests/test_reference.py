@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from metaalign.config.dpo import PreferenceLossConfig
 from metaalign.data.store import TokenStore
 from metaalign.train.engines import PlainEngine
 from metaalign.train.logprobs import TensorRows
 from metaalign.train.loop import Reader, measure
-from metaalign.train.losses import DPOLoss
 from metaalign.train.reference import reference_fingerprint, reference_logprobs
+from metaalign.train.row_losses import PairLoss
+from metaalign.train.starting import build_policy
 from metaalign.train.task import Materials, Task, gather_materials
-from metaalign.train.workers import build_policy
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import run_task
 
@@ -45,15 +46,15 @@ def engine(task: Task) -> CountingEngine:
     return CountingEngine(build_policy(task, None), task.config.optimizer)
 
 
-def reader_of(task: Task, materials: Materials) -> Reader:
-    return Reader(materials.store, materials.plan.selection, task.config.batch.budget)
+def reader_of(materials: Materials) -> Reader:
+    return Reader(materials.store, materials.plan.selection)
 
 
 def test_a_killed_pass_is_taken_up_and_a_finished_one_only_read(
     task: Task, engine: CountingEngine, tmp_path: Path
 ) -> None:
     materials = gather_materials(task)
-    sweep, reader = materials.plan.sweep(4), reader_of(task, materials)
+    sweep, reader = materials.plan.sweep(4), reader_of(materials)
     whole = reference_logprobs(engine, sweep, reader, tmp_path / "whole")
     in_one_go, engine.passes = engine.passes, 0
 
@@ -82,7 +83,7 @@ def test_what_the_plan_never_visits_has_no_reference(
     one_step = tiny_task(Path(task.config.storage), make_store, "dpo", **short)
     materials = gather_materials(one_step)
     sweep = materials.plan.sweep(4)
-    found = reference_logprobs(engine, sweep, reader_of(one_step, materials), tmp_path)
+    found = reference_logprobs(engine, sweep, reader_of(materials), tmp_path)
     selection = materials.plan.selection
     visited = np.isin(np.arange(len(selection)), materials.plan.step(0))
     assert 0 < visited.sum() < len(selection)
@@ -91,10 +92,11 @@ def test_what_the_plan_never_visits_has_no_reference(
 
 def test_dpo_starts_at_log_2(task: Task, engine: CountingEngine, tmp_path: Path) -> None:
     materials = gather_materials(task)
-    plan, reader = materials.plan, reader_of(task, materials)
+    plan, reader = materials.plan, reader_of(materials)
     # Another cut into micro-batches than the steps': rows hold other neighbours.
     reference = reference_logprobs(engine, plan.sweep(4), reader, tmp_path)
-    loss = DPOLoss(plan.selection, materials.store.columns, reference, beta=1.0)
+    config = PreferenceLossConfig(beta=1.0)
+    loss = PairLoss(plan.selection, materials.store.columns, reference[None], config)
     measured = measure(engine, plan.sweep(1000), reader, loss)
     assert measured.metrics["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert np.nanmax(np.abs(measured.logprobs - reference)) < 1e-4
@@ -126,3 +128,18 @@ def test_two_workers_train_dpo_as_one_process_does(
     assert theirs["after"] == pytest.approx(ours["after"], abs=1e-4)
     assert first["result"]["pair_order"] == pytest.approx(expected["result"]["pair_order"])
     assert not torch.isnan(torch.tensor(first["result"]["loss"]))
+
+
+def test_a_closed_reference_holds_no_parameter_and_disturbs_nobody(
+    task: Task, make_store: Callable[..., TokenStore], tmp_path: Path
+) -> None:
+    storage = Path(task.config.storage)
+    stages = [
+        tiny_task(storage, make_store, "dpo", zero={"stage": stage, "persistence_threshold": size})
+        for stage, size in ((3, 0), (3, 10_000), (2, 0))
+    ]
+    for found in run_workers("ask_another", stages, tmp_path):
+        for apart, held, moved in found:
+            assert apart < 1e-5
+            assert held == 0
+            assert moved < 1e-5

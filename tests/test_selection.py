@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from metaalign.errors import PlanError
-from metaalign.steps.selection import select_best, select_ranked, subset, take
+from metaalign.steps.selection import select_best, select_labelled, select_ranked, subset, take
 from tests.tiny_columns import Item, make_columns
 
 PAIR = Item(responses=(3, 5), scores=(0.0, 1.0))
@@ -96,20 +96,12 @@ def test_an_example_too_long_for_a_response_that_is_not_used_is_kept():
     assert len(select_best(columns, split="train", context=10)) == 1
 
 
-def test_groups_share_the_segments_before_the_first_query():
-    segments = (("system_info", 6), ("user_info", 5), ("user_query", 4), ("user_info", 9))
-    columns = make_columns(
-        [
-            Item(segments=segments, meta_prompt=7, conversation=1),
-            Item(segments=segments[:2] + segments[2:3], meta_prompt=7, conversation=2),
-        ]
-    )
+def test_groups_are_of_one_meta_prompt_or_one_conversation():
+    columns = make_columns([Item(meta_prompt=7, conversation=n) for n in (1, 2)])
     by_meta_prompt = select_best(columns, split="train", context=99, group_by="meta_prompt")
     assert by_meta_prompt.group.tolist() == [7, 7]
-    assert by_meta_prompt.shared_length.tolist() == [11, 11]
     by_conversation = select_best(columns, split="train", context=99, group_by="conversation")
     assert by_conversation.group.tolist() == [1, 2]
-    assert by_conversation.shared_length.tolist() == [0, 0]
 
 
 def test_a_subset_is_drawn_by_seed_and_keeps_store_order():
@@ -131,3 +123,59 @@ def test_taking_moves_each_examples_responses_with_it():
     assert taken.example.tolist() == [1, 0]
     assert taken.target_count.tolist() == [1, 2, 3, 3, 5]
     assert taken.response_start.tolist() == [0, 3, 5]
+
+
+MARKED = Item(responses=(3, 5), scores=(None, None), desirable=(1, 0))
+
+
+def test_kto_takes_marked_responses_and_the_next_conversations_first():
+    columns = make_columns(
+        [
+            MARKED._replace(conversation=1),
+            PAIR._replace(conversation=2),
+            Item(responses=(7,), desirable=(0,), conversation=1, weight=2.0),
+            Item(responses=(2, 6), scores=(None, None), desirable=(-1, 1), conversation=3),
+        ]
+    )
+    selection = select_labelled(columns, split="train", context=100)
+    assert selection.example.tolist() == [0, 2, 3]
+    assert selection.ledger["no_label"] == 1
+    # Store row and number: own responses, then the mismatched one; from the end on to the start.
+    assert selection.response_row.tolist() == [0, 0, 3, 2, 3, 3, 0]
+    assert selection.response.tolist() == [0, 1, 1, 0, 1, 1, 0]
+    assert selection.mismatched.tolist() == [False, False, True, False, True, False, True]
+    assert selection.response_start.tolist() == [0, 3, 5, 7]
+    assert selection.target_count.tolist() == [3, 5, 6, 7, 6, 6, 3]
+    assert selection.sequence_length.tolist() == [8, 10, 11, 12, 11, 11, 8]
+    assert selection.tokens.tolist() == [5 + 14, 5 + 13, 5 + 9]
+    assert selection.loss_weight.tolist() == [1.0, 2.0, 1.0]
+
+
+def test_a_mismatched_response_fits_the_context_or_the_example_is_left_out_and_counted():
+    long, short = Item(responses=(9,), desirable=(1,)), Item(responses=(2,), desirable=(1,))
+    roomy = short._replace(segments=(("user_query", 7),))
+    items = [
+        roomy._replace(conversation=1),  # 8 + 9 is too long for it, 8 + 2 is not
+        long._replace(conversation=2),
+        short._replace(conversation=3),
+    ]
+    selection = select_labelled(make_columns(items), split=None, context=14)
+    assert selection.response_row[selection.mismatched].tolist() == [2, 2, 0]
+    selection = select_labelled(make_columns(items[:2]), split=None, context=14)
+    assert selection.example.tolist() == [1]
+    assert selection.ledger["no_mismatched_response"] == 1
+    assert selection.ledger["in"] == sum(selection.ledger.values()) - selection.ledger["in"]
+
+
+def test_kto_refuses_what_it_cannot_learn_from():
+    with pytest.raises(PlanError, match="give responses `desirable: true` or `false`"):
+        select_labelled(make_columns([PAIR]), split=None, context=99)
+    with pytest.raises(PlanError, match="more than one conversation"):
+        select_labelled(make_columns([MARKED, MARKED]), split=None, context=99)
+
+
+def test_taking_keeps_the_source_of_a_mismatched_response():
+    columns = make_columns([MARKED._replace(conversation=n) for n in range(3)])
+    taken = take(select_labelled(columns, split=None, context=99), np.array([2]))
+    assert taken.response_row.tolist() == [2, 2, 0]
+    assert taken.mismatched.tolist() == [False, False, True]

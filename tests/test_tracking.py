@@ -146,7 +146,7 @@ def test_what_rank_0_could_not_write_is_replayed_when_the_driver_finishes(
         rank_0._spool = rank_0._spool.with_name(f"{driver.id}-0.jsonl")  # another process's
         with broken(storage):
             rank_0.log_metrics({"train/loss": 1.5}, 7)
-            rank_0.close()
+            rank_0.flush()
         assert curve(client, driver, "train/loss") == []
     assert curve(client, driver, "train/loss") == [(7, 1.5)]
     assert not list((storage / ".tracking").glob(f"{driver.id}*"))

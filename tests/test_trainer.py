@@ -21,8 +21,10 @@ from metaalign.errors import (
     PlanError,
     TrainingError,
 )
-from metaalign.train.checkpoints import newest_checkpoint, read_manifest
-from metaalign.train.trainer import prepare_task, run_dpo, run_sft
+from metaalign.train.checkpoints import read_manifest
+from metaalign.train.driver import prepare_task
+from metaalign.train.history import newest_checkpoint
+from metaalign.train.trainer import run_dpo, run_sft
 from tests.tiny_task import ARCHITECTURE, settings_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -107,7 +109,7 @@ def test_training_falls_resumes_and_refuses_another_seed(storage: Path) -> None:
     again = run_dpo(DPOConfig.model_validate(settings))
     assert again["held_out"] == result["held_out"]
     with pytest.raises(TrainingError, match=r"seed: 0 then, 1 now"):
-        prepare_task(DPOConfig.model_validate({**settings, "seed": 1}))
+        prepare_task(DPOConfig.model_validate({**settings, "seed": 1}), "cpu")
 
 
 def own_workers() -> list[int]:

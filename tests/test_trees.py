@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,13 @@ from hypothesis import strategies as st
 
 from metaalign.steps.plan import Packing, Plan
 from metaalign.steps.selection import select_best, select_ranked
-from metaalign.steps.trees import Rows, Sequence, build_rows, lay_out_rows
+from metaalign.steps.trees import (
+    Rows,
+    Sequence,
+    build_rows,
+    lay_out_rows,
+    measure_forest,
+)
 
 
 def sequence(tokens: list[int], prompt_length: int = 1, row: int = 0) -> Sequence:
@@ -37,7 +45,7 @@ def check(rows: Rows, sequences: list[Sequence]) -> None:
 def test_the_picture_in_the_docstring():
     a, b, c, d, e = range(1, 6)
     rows = lay_out_rows(
-        [sequence([a, b, d, e], 2), sequence([a, b, c], 2)], num_rows=1, num_targets=4, budget=8
+        [sequence([a, b, d, e], 2), sequence([a, b, c], 2)], num_rows=1, num_targets=4, length=8
     )
     assert rows.tokens[0].tolist() == [a, b, c, d, e, 0, 0, 0]
     assert rows.positions[0].tolist() == [0, 1, 2, 2, 3, 0, 0, 0]
@@ -51,7 +59,7 @@ def test_the_picture_in_the_docstring():
 
 def test_rows_do_not_share_and_do_not_see_each_other():
     sequences = [sequence([1, 2, 3], 1, 0), sequence([1, 2, 4], 1, 1), sequence([9, 8], 1, 1)]
-    rows = lay_out_rows(sequences, num_rows=3, num_targets=5, budget=8)
+    rows = lay_out_rows(sequences, num_rows=3, num_targets=5, length=8)
     assert rows.tokens[:, :5].tolist() == [[1, 2, 3, 0, 0], [1, 2, 4, 9, 8], [0, 0, 0, 0, 0]]
     assert rows.subtree_end[:, :5].tolist() == [[3, 3, 3, 4, 5], [3, 3, 3, 5, 5], [1, 2, 3, 4, 5]]
     check(rows, sequences)
@@ -64,14 +72,14 @@ def test_equal_sequences_and_prefixes_of_others_keep_their_own_targets():
         sequence([1, 2, 3, 4], 3),
         sequence([1, 2, 3, 4, 5, 6], 1),
     ]
-    rows = lay_out_rows(sequences, num_rows=1, num_targets=9, budget=8)
+    rows = lay_out_rows(sequences, num_rows=1, num_targets=9, length=8)
     assert rows.real_tokens == 6
     assert rows.sequence.tolist() == [0, 0, 1, 2, 3, 3, 3, 3, 3]
     check(rows, sequences)
 
 
 def test_padding_sees_itself_alone_and_nobody_sees_padding():
-    rows = lay_out_rows([sequence([5, 6, 7])], num_rows=2, num_targets=2, budget=8)
+    rows = lay_out_rows([sequence([5, 6, 7])], num_rows=2, num_targets=2, length=8)
     for row, q in ((0, 3), (0, 7), (1, 0), (1, 5)):
         assert seen(rows, row, q) == [q]
     for q in range(3):
@@ -79,17 +87,10 @@ def test_padding_sees_itself_alone_and_nobody_sees_padding():
 
 
 def test_a_worker_without_examples_gets_dummies_of_the_same_shape():
-    rows = lay_out_rows([], num_rows=2, num_targets=3, budget=64)
-    assert rows.tokens.shape == (2, 8)
+    rows = lay_out_rows([], num_rows=2, num_targets=3, length=64)
+    assert rows.tokens.shape == (2, 64)
     assert rows.sequence.tolist() == [0, 0, 0]
     assert rows.num_sequences == rows.real_tokens == 0
-
-
-def test_rows_are_trimmed_or_as_long_as_the_budget():
-    nine = [sequence(list(range(1, 10)))]
-    assert lay_out_rows(nine, num_rows=1, num_targets=8, budget=64).tokens.shape == (1, 16)
-    whole = lay_out_rows(nine, num_rows=1, num_targets=8, budget=64, trim=False)
-    assert whole.tokens.shape == (1, 64)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,7 +108,7 @@ def test_rows_are_trimmed_or_as_long_as_the_budget():
 def test_any_forest_gives_every_sequence_back(drawn):
     sequences = [sequence(tokens, min(cut, len(tokens) - 1), row) for tokens, row, cut in drawn]
     targets = sum(len(each.tokens) - each.prompt_length for each in sequences)
-    rows = lay_out_rows(sequences, num_rows=3, num_targets=targets + 2, budget=64)
+    rows = lay_out_rows(sequences, num_rows=3, num_targets=targets + 2, length=64)
     check(rows, sequences)
     prefixes = {
         (e.row, *e.tokens[: n + 1].tolist()) for e in sequences for n in range(len(e.tokens))
@@ -122,7 +123,7 @@ def test_large_token_ids_sort_as_numbers():
         sequence([1, 70_000]),
         sequence([1, 200_000]),
     ]
-    rows = lay_out_rows(sequences, num_rows=1, num_targets=4, budget=8)
+    rows = lay_out_rows(sequences, num_rows=1, num_targets=4, length=8)
     assert rows.tokens[0, :5].tolist() == [1, 2, 256, 70_000, 200_000]
     check(rows, sequences)
 
@@ -131,13 +132,12 @@ def test_large_token_ids_sort_as_numbers():
 def test_rows_of_a_real_store_hold_each_sequence_of_the_step(make_store, tmp_path, layout):
     store = make_store(tmp_path / "store")
     selection = select_ranked(store.columns, split="train", context=256, group_by="meta_prompt")
-    plan = Plan(
-        selection, global_batch_size=12, budget=256, rows=4, layout=layout, seed=0, epochs=1
-    )
+    packing = Packing(selection, partial(measure_forest, store), budget=256, rows=4, layout=layout)
+    plan = Plan(packing, global_batch_size=12, seed=0, epochs=1)
     found = []
     for micro in plan.layout(0, 2):
         for rank in range(2):
-            rows = build_rows(store, selection, micro, rank, budget=256)
+            rows = build_rows(store, selection, micro, rank)
             arrays = [value for value in vars(rows).values() if isinstance(value, np.ndarray)]
             assert len(arrays) == 10
             assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
@@ -172,9 +172,9 @@ def test_rows_of_a_real_store_hold_each_sequence_of_the_step(make_store, tmp_pat
 def test_an_example_drawn_twice_into_a_step_keeps_its_responses_apart(make_store, tmp_path):
     store = make_store(tmp_path / "store")
     selection = select_ranked(store.columns, split="train", context=256)
-    packing = Packing(selection, budget=512, rows=4, layout="tree")
+    packing = Packing(selection, partial(measure_forest, store), budget=512, rows=4, layout="tree")
     (micro,) = packing.lay_out(np.array([0, 0]), 1)
-    rows = build_rows(store, selection, micro, 0, budget=512)
+    rows = build_rows(store, selection, micro, 0)
     count = int(selection.response_count[0])
     assert rows.occurrence.tolist() == [0] * count + [1] * count
     assert rows.real_tokens <= selection.tokens[0]
@@ -183,8 +183,9 @@ def test_an_example_drawn_twice_into_a_step_keeps_its_responses_apart(make_store
 def test_labels_cover_exactly_the_response_and_its_end_token(make_store, tmp_path):
     store = make_store(tmp_path / "store")
     selection = select_best(store.columns, split="train", context=256)
-    (micro,) = Packing(selection, budget=256, rows=9, layout="tree").lay_out(np.arange(6), 1)
-    rows = build_rows(store, selection, micro, 0, budget=256)
+    packing = Packing(selection, partial(measure_forest, store), budget=256, rows=9, layout="tree")
+    (micro,) = packing.lay_out(np.arange(6), 1)
+    rows = build_rows(store, selection, micro, 0)
     template = store.template
     for slot in range(rows.num_sequences):
         labels = rows.target[rows.sequence == slot]

@@ -1,16 +1,20 @@
 """ZeRO over two workers takes the steps of one process without DeepSpeed."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
 
 from metaalign.config.sections import ZeroConfig
 from metaalign.data.store import TokenStore
+from metaalign.errors import TrainingError
 from metaalign.train.engines import PlainEngine
+from metaalign.train.starting import build_policy
 from metaalign.train.task import Task, gather_materials
-from metaalign.train.workers import build_policy
-from metaalign.train.zero import deepspeed_settings
+from metaalign.train.zero_settings import check_offload, deepspeed_settings
 from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 from tests.worker_scenarios import curve
 
@@ -23,11 +27,18 @@ def tasks(
 ) -> dict[str, Task]:
     folder = tmp_path_factory.mktemp("zero")
 
-    def task(name: str, stage: int, *, tied: bool = False, **zero: int) -> Task:
+    def task(
+        name: str,
+        stage: int,
+        *,
+        tied: bool = False,
+        more: dict[str, Any] | None = None,
+        **zero: Any,
+    ) -> Task:
         storage = folder / f"tied-{tied}"
         optimizer = {"name": name, "learning_rate": 1e-3, "weight_decay": 0.1}
         settings = {"stage": stage, "persistence_threshold": 0, **zero}
-        model = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": tied}}
+        model = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": tied}, **(more or {})}
         return tiny_task(
             storage, make_store, length=STEPS, optimizer=optimizer, zero=settings, model=model
         )
@@ -40,6 +51,11 @@ def tasks(
         "stage 2": task("auto", 2),
         "stage 1": task("auto", 1),
         "stage 0": task("auto", 0),
+        "stage 1 offloaded": task("auto", 1, offload_optimizer="cpu"),
+        "states offloaded": task("auto", 3, offload_optimizer="cpu"),
+        "all offloaded": task("adamw", 3, offload_optimizer="cpu", offload_parameters="cpu"),
+        "checkpointed": task("auto", 3, more={"activation_checkpointing": True}),
+        "second cut": task("auto", 3, hpz_partition_size=2),
     }
 
 
@@ -64,7 +80,21 @@ def test_workers_have_unequal_numbers_of_targets(tasks: dict[str, Task]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["adam", "sgd", "tied", "persistent", "stage 2", "stage 1", "stage 0"]
+    "name",
+    [
+        "adam",
+        "sgd",
+        "tied",
+        "persistent",
+        "stage 2",
+        "stage 1",
+        "stage 0",
+        "stage 1 offloaded",
+        "states offloaded",
+        "all offloaded",
+        "checkpointed",
+        "second cut",
+    ],
 )
 def test_two_workers_take_the_steps_of_one_process(
     name: str, tasks: dict[str, Task], curves: dict[str, list[list[float]]]
@@ -75,6 +105,28 @@ def test_two_workers_take_the_steps_of_one_process(
     torch.testing.assert_close(
         torch.tensor(curves[name]), torch.tensor(alone), atol=1e-5, rtol=1e-5
     )
+
+
+def test_two_workers_and_three_take_the_same_steps_whatever_the_budget(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    length = {"epochs": None, "max_steps": 5}
+    batches = ({"budget": 96, "rows": 2}, {"budget": 256, "rows": 8})
+    tasks = [
+        tiny_task(tmp_path, make_store, job, length=length, batch={**batch, "global_batch_size": 9})
+        for job in ("sft", "dpo")
+        for batch in batches
+    ]
+    on_two = run_workers("steps", tasks, tmp_path, world_size=2)
+    on_three = run_workers("steps", tasks, tmp_path, world_size=3)
+    assert len(on_two[0][0]) == 5
+    sft, dpo = torch.tensor(on_two[0][:2]), torch.tensor(on_two[0][2:])
+    three = torch.tensor(on_three[0])
+    for one, other in ((sft[0], sft[1]), (dpo[0], dpo[1]), (sft, three[:2]), (dpo, three[2:])):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    # They are steps: the loss falls, and DPO starts at log 2.
+    assert (sft[:, 0, 0] - sft[:, -1, 0] > 1e-3).all()
+    assert (dpo[:, 0, 0] - 0.6931472).abs().max() < 1e-6
 
 
 def test_the_fused_optimizers_agree_and_sgd_does_not(curves: dict[str, list[list[float]]]) -> None:
@@ -91,3 +143,51 @@ def test_gradients_are_reduced_and_added_up_in_float32() -> None:
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
     assert settings["gradient_accumulation_steps"] == 1
     assert settings["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("device_type", "found", "message"),
+    [
+        ("cpu", True, "train on CPUs, where DeepSpeed 0.19 builds its operator for NVMe without"),
+        ("cuda", False, r"libaio's headers are missing; install.*\(apt-get install libaio-dev\)"),
+    ],
+)
+def test_what_offloading_to_nvme_lacks_is_named(
+    device_type: str, found: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_, **__: found)
+    zero = ZeroConfig(offload_optimizer="nvme", nvme_path=str(tmp_path))
+    with pytest.raises(TrainingError, match=message):
+        check_offload(zero, device_type)
+    check_offload(ZeroConfig(offload_optimizer="cpu"), device_type)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": 0, "offload_optimizer": "cpu"}, "stage 0 cuts nothing"),
+        ({"stage": 2, "offload_parameters": "cpu"}, "offload_parameters needs stage 3"),
+        ({"stage": 2, "hpz_partition_size": 8}, "hpz_partition_size needs stage 3"),
+        ({"stage": 2, "offload_optimizer": "nvme", "nvme_path": "/x"}, "nvme needs stage 3"),
+        ({"offload_parameters": "cpu"}, "offload_parameters needs offload_optimizer"),
+        ({"offload_optimizer": "nvme"}, "nvme_path and offloading to nvme go together"),
+        ({"nvme_path": "/x"}, "nvme_path and offloading to nvme go together"),
+    ],
+)
+def test_settings_that_the_stage_cannot_obey_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ZeroConfig.model_validate(settings)
+
+
+def test_offloaded_states_and_parameters_come_back_whole(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    everything = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
+    kinds = [{"stage": 1, "offload_optimizer": "cpu"}, everything]
+    tasks = [
+        tiny_task(tmp_path, make_store, output=f"kind-{number}", zero=kind)
+        for number, kind in enumerate(kinds)
+    ]
+    assert run_workers("save_and_load", tasks, tmp_path) == [[True, True]] * 2

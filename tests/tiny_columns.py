@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from metaalign.data.columns import Columns
+from metaalign.steps.forest import Forest
+from metaalign.steps.selection import Selection, ranges
 from metaalign.template import TIERS
 
 
@@ -18,9 +20,11 @@ class Item(NamedTuple):
     desirable: Sequence[int] = ()
     segments: Sequence[tuple[str, int]] = (("user_query", 4),)
     weight: float = 1.0
+    margin: float = 0.0
     meta_prompt: int = 0
     conversation: int = 0
     split: str = "train"
+    source_file: str = "tiny.jsonl"
 
 
 def make_columns(items: Sequence[Item]) -> Columns:
@@ -37,11 +41,11 @@ def make_columns(items: Sequence[Item]) -> Columns:
         order_score=np.array([np.nan if score is None else score for score in scores]),
         desirable=np.array([mark for marks in unknown for mark in marks], dtype=np.int8),
         weight=np.array([item.weight for item in items]),
-        margin=np.zeros(len(items)),
+        margin=np.array([item.margin for item in items]),
         meta_prompt=np.array([item.meta_prompt for item in items]),
         conversation=np.array([item.conversation for item in items]),
         split=np.array([item.split for item in items]),
-        source_file=np.array(["tiny.jsonl"] * len(items), dtype=object),
+        source_file=np.array([item.source_file for item in items], dtype=object),
         source_row=np.arange(len(items)),
         segment_start=np.append(0, np.cumsum(segments)),
         segment_tier=np.array(
@@ -49,3 +53,12 @@ def make_columns(items: Sequence[Item]) -> Columns:
         ),
         segment_length=np.array([n for item in items for _, n in item.segments]),
     )
+
+
+def measure_apart(selection: Selection, positions: np.ndarray) -> Forest:
+    """The forest of examples that share nothing: the responses of one share its prompt alone."""
+    flat, start = ranges(selection.response_start, positions)
+    owner = np.repeat(np.arange(len(positions)), np.diff(start))
+    shared = selection.prompt_length[positions][owner]
+    shared[start[:-1]] = 0
+    return Forest(owner=owner, length=selection.sequence_length[flat], shared=shared)

@@ -40,7 +40,12 @@ def settings_of(storage: Path, **changed: Any) -> dict[str, Any]:
 
 
 def tiny_task(
-    storage: Path, make_store: Callable[..., TokenStore], job: str = "sft", **changed: Any
+    storage: Path,
+    make_store: Callable[..., TokenStore],
+    job: str = "sft",
+    *,
+    context: int = 256,
+    **changed: Any,
 ) -> Task:
     """A job over a small real store; `changed` replaces whole sections."""
     path = storage / "store"
@@ -54,7 +59,7 @@ def tiny_task(
         config=config,
         initial=str(initial),
         weights=weights_fingerprint(initial),
-        context=256,
+        context=context,
         layout="tree",
         attention="sdpa",
         dtype="float32",
@@ -63,7 +68,7 @@ def tiny_task(
 
 
 def run_workers(
-    scenario: str, tasks: list[Task], folder: Path, *, world_size: int = 2
+    scenario: str, tasks: list[Task], folder: Path, *, world_size: int = 2, timeout_s: int = 300
 ) -> list[dict[str, Any]]:
     """Run a function of `worker_scenarios` in processes of one thread; what each returned."""
     with socket.socket() as probe:
@@ -85,7 +90,7 @@ def run_workers(
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * world_size, "\n".join(outputs)[-6000:]
     return [

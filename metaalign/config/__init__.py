@@ -41,6 +41,18 @@ __all__ = [
 
 Config = TypeVar("Config", bound=BaseModel)
 
+_NOT_YET = {
+    "load_in_4bit": "quantized weights (QLoRA); leave it out, and set model.lora for less memory",
+    "load_in_8bit": "quantized weights (QLoRA); leave it out, and set model.lora for less memory",
+    "quantization": "quantized weights (QLoRA); leave it out, and set model.lora for less memory",
+    "tensor_parallel_size": "tensor parallelism; leave it out: ZeRO stage 3 cuts the weights",
+    "sequence_parallel_size": "sequence parallelism; leave it out, and lower batch.budget or "
+    "set model.activation_checkpointing",
+    "context_parallel_size": "sequence parallelism; leave it out, and lower batch.budget or "
+    "set model.activation_checkpointing",
+}
+"""Settings that users know from elsewhere, and what they would ask for."""
+
 
 def resolve(storage: str, name: str) -> Path:
     """The path that `name` means: itself where it is absolute, else a folder of the storage."""
@@ -137,6 +149,8 @@ def _problem(model: type[BaseModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
+        if location[-1] in _NOT_YET:
+            return f"{key}: metaalign has no {_NOT_YET[location[-1]]}"
         close = _closest(key, list(_keys(model)))
         hint = f" (did you mean {close}?)" if close else ""
         return f"{key}: unknown setting, got {problem['input']!r}{hint}"

@@ -1,5 +1,9 @@
 """Settings of the export job: a training run in, a Hugging Face folder out."""
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
 
 
@@ -10,8 +14,11 @@ class ExportConfig(Section):
     """Root of all outputs: an absolute path or a file:// URI that every node sees."""
 
     run: str = "dpo"
-    """The sft or dpo run whose newest checkpoint is exported: its folder's name under the
-    storage."""
+    """The sft or dpo run that is exported: its folder's name under the storage."""
+
+    checkpoint: Literal["newest", "best"] | Annotated[int, Field(ge=1)] | None = None
+    """Which of its checkpoints: the newest, the best by its held_out.best_metric, or the one
+    after so many steps. None takes the best where the run kept one, else the newest."""
 
     output: FolderName = "model"
     """Name of the Hugging Face folder under the storage."""

@@ -73,6 +73,21 @@ class TrackingConfig(Section):
         return alias
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, https://arxiv.org/abs/2106.09685, trained in place of all weights and
+    merged on export. Rows share tokens, so there is no adapter dropout: a draw on a shared token
+    is not the draw that each sequence would make."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each update."""
+
+    alpha: int = Field(default=32, ge=1)
+    """Scale of the update, which is multiplied by alpha over rank."""
+
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the projections that get an adapter; all-linear is every one but the head."""
+
+
 class ModelConfig(Section):
     """The model that training starts from: a folder or hub name, or an architecture."""
 
@@ -92,8 +107,16 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward and backward pass. auto is bfloat16 on CUDA, float32 elsewhere."""
 
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass, and compute the layer once more there:
+    much less memory, about a third more time."""
+
+    lora: LoraConfig | None = None
+    """Adapters on a pretrained model. Where its vocabulary lacked the control tokens, embeddings
+    and head are trained too. None trains all weights."""
+
     seed: int = Field(default=0, ge=0)
-    """Seed of random weights and of new vocabulary rows."""
+    """Seed of random weights, of new vocabulary rows and of adapters."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -101,6 +124,8 @@ class ModelConfig(Section):
             raise ValueError("give exactly one of path and architecture")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, such as 'llama'")
+        if self.architecture is not None and self.lora is not None:
+            raise ValueError("lora adapts a pretrained model: give path, not architecture")
         return self
 
 
@@ -112,13 +137,19 @@ class BatchConfig(Section):
     at least as many."""
 
     budget: int = Field(default=1024, ge=8)
-    """Length of a row, in tokens. No example may be longer."""
+    """Length of a row at most, in tokens. No example may be longer."""
 
     rows: int = Field(default=8, ge=1)
-    """Rows in a micro-batch of one worker."""
+    """Rows in a micro-batch of one worker, at most."""
 
     group_by: Literal["example", "conversation", "meta_prompt"] = "example"
     """Examples that share this are drawn into one step together, so that they share tokens."""
+
+    mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        default=None, min_length=1
+    )
+    """Weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}: the share
+    of the groups drawn from each source. Every file must match one. None draws by size."""
 
     chunk_size_mb: int = Field(default=64, ge=1)
     """Size of one chunk of logits, in MiB of float32. Fewer bytes, more chunks."""
@@ -166,12 +197,51 @@ class ZeroConfig(Section):
     persistence_threshold: int = Field(default=10_000, ge=0)
     """Parameters below this many elements stay whole on every worker, under stage 3."""
 
+    offload_optimizer: Literal["cpu", "nvme"] | None = None
+    """Where the float32 weights and optimizer states rest, and the optimizer runs on the CPU. None
+    keeps them on the device. Stages 1 and 2 offload to cpu alone."""
+
+    offload_parameters: Literal["cpu", "nvme"] | None = None
+    """Where each worker's cut of the parameters rests, under stage 3. None is the device."""
+
+    nvme_path: AbsolutePath | None = None
+    """Folder on a fast local disk of every node, for what is offloaded to nvme."""
+
+    hpz_partition_size: int | None = Field(default=None, ge=2)
+    """Workers, those of one node, that hold a second cut of the parameters among themselves, so
+    that the backward pass gathers inside the node (ZeRO++), under stage 3. None holds no second."""
+
+    @model_validator(mode="after")
+    def _of_the_stage(self) -> "ZeroConfig":
+        places = (self.offload_optimizer, self.offload_parameters)
+        if self.stage == 0 and any(places):
+            raise ValueError("stage 0 cuts nothing, so it offloads nothing; set stage to 3")
+        if self.stage < 3 and (self.offload_parameters or self.hpz_partition_size):
+            name = "offload_parameters" if self.offload_parameters else "hpz_partition_size"
+            raise ValueError(f"{name} needs stage 3, which cuts the parameters")
+        if self.stage < 3 and self.offload_optimizer == "nvme":
+            raise ValueError("offload_optimizer nvme needs stage 3; stages 1 and 2 take cpu")
+        if self.offload_parameters and not self.offload_optimizer:
+            raise ValueError("offload_parameters needs offload_optimizer, which frees more")
+        if (self.nvme_path is None) == ("nvme" in places):
+            raise ValueError("nvme_path and offloading to nvme go together; give both or neither")
+        return self
+
+
+WorkerCount = Annotated[int, Field(ge=1)]
+
 
 class WorkersConfig(Section):
     """What Ray Train asks of the cluster."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Training processes. Each takes a GPU where `gpu` says so, a CPU elsewhere."""
+    num_workers: WorkerCount | tuple[WorkerCount, WorkerCount] = 1
+    """Training processes. Each takes a GPU where `gpu` says so, a CPU elsewhere. Two numbers are
+    the fewest and the most: the run takes what there is room for, goes on with what is left when
+    workers are lost, and grows again when nodes return, each time from the last checkpoint."""
+
+    resize_interval_s: float | None = Field(default=None, gt=0)
+    """Seconds between two looks at whether there is room for more workers, where num_workers is
+    two numbers. None is 60."""
 
     gpu: Literal["auto", "always", "never"] = "auto"
     """auto gives each worker a GPU where the cluster has any now; always waits for GPUs that an
@@ -181,7 +251,33 @@ class WorkersConfig(Section):
     """CPUs that each worker reserves."""
 
     max_failures: int = Field(default=3, ge=0)
-    """Restarts from the last checkpoint before a failure of a worker ends the job."""
+    """Restarts from the last checkpoint before a failure of a worker ends the job. Growing is no
+    failure."""
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which nothing starts."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers where there is room for all."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "WorkersConfig":
+        fixed = isinstance(self.num_workers, int)
+        if not fixed and self.min_workers >= self.max_workers:
+            raise ValueError(
+                f"num_workers [{self.min_workers}, {self.max_workers}] must be the fewest and the "
+                "most, or one number"
+            )
+        if fixed and self.resize_interval_s is not None:
+            raise ValueError(
+                "resize_interval_s has no effect on a fixed num_workers; give the fewest and the "
+                "most, such as [1, 4]"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -191,7 +287,15 @@ class CheckpointConfig(Section):
     """Steps between two checkpoints. None saves at the end alone."""
 
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; the best one is kept beside them."""
+
+    notice_steps: int = Field(default=10, ge=1)
+    """Steps between two looks for a notice that a node is about to be taken away; a checkpoint
+    follows at once. A job that is told to stop saves after the step that it is at."""
+
+
+BestMetric = Literal["loss", "reward_accuracy", "reward_margin"]
+"""A held-out metric that can choose a checkpoint; `loss` is better lower, the others higher."""
 
 
 class HeldOutConfig(Section):
@@ -202,6 +306,22 @@ class HeldOutConfig(Section):
 
     max_examples: int = Field(default=512, ge=1)
     """Held-out examples that are measured, drawn by seed."""
+
+    best_metric: BestMetric | None = None
+    """Metric by which a best checkpoint is kept beside the newest: each measurement that beats
+    all before it is saved. None keeps none."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Measurements in a row without a better `best_metric` after which training ends. None never
+    ends it early."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> "HeldOutConfig":
+        if self.best_metric is not None and self.every_steps is None:
+            raise ValueError("best_metric needs every_steps: the best of several measurements")
+        if self.patience is not None and self.best_metric is None:
+            raise ValueError("patience needs best_metric: what must get better")
+        return self
 
 
 class TrainingLength(Section):

@@ -1,6 +1,6 @@
 """Settings of the sft job: supervised fine-tuning on the best response."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metaalign.config.sections import (
     AbsolutePath,
@@ -43,3 +43,12 @@ class SFTConfig(Section):
     """Seed of the order in which examples are visited."""
 
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _no_rewards(self) -> "SFTConfig":
+        if self.held_out.best_metric not in (None, "loss"):
+            raise ValueError(
+                f"held_out.best_metric {self.held_out.best_metric!r} is of preference training; "
+                "sft has 'loss' alone"
+            )
+        return self

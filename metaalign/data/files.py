@@ -8,13 +8,16 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example
+
+PACKAGE = Path(__file__).parents[1]
+"""The folder of metaalign's own source."""
 
 _CHUNK_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -225,3 +228,14 @@ def _parse_array(content: bytes, file: Path) -> list[Any]:
 
 def _refuse(file: Path, error: Exception) -> NoReturn:
     raise DataError(f"{file}: the file cannot be read to its end: {error}") from error
+
+
+def code_fingerprint(rooms: Sequence[str], package: Path = PACKAGE) -> str:
+    """sha256 of every source file of these rooms: folders and files of the package."""
+    digest = hashlib.sha256()
+    for room in rooms:
+        place = package / room
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{file.relative_to(package)}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -23,9 +23,9 @@ import ray.data
 from rich.console import Console
 from rich.table import Table
 
-import metaalign
 from metaalign.config import PrepareConfig, resolve
 from metaalign.data.cases import write_cases
+from metaalign.data.files import code_fingerprint
 from metaalign.data.parts import (
     COUNTS,
     FOLDER,
@@ -52,6 +52,9 @@ from metaalign.errors import DataError
 from metaalign.examples import HELD_OUT, TRAIN, Example
 from metaalign.template import Template
 from metaalign.tracking import Run
+
+ROOMS = ("examples.py", "template.py", "preferences", "data")
+"""Where the code lies that decides what a store holds."""
 
 _BAD_ROWS_SHOWN = 3
 _CONSOLE = Console(markup=False, highlight=False)
@@ -107,12 +110,9 @@ def _loaded_template(config: PrepareConfig) -> Template | None:
 
 
 def _fingerprint(config: PrepareConfig, parts: Sequence[Part], template: Template | None) -> str:
-    package = Path(metaalign.__file__).parent
-    rooms = ("examples.py", "template.py", "preferences/*.py", "data/*.py")
-    code = [file for room in rooms for file in package.glob(room)]
     made_of = {
         "schema_version": SCHEMA_VERSION,
-        "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(code)],
+        "code": code_fingerprint(ROOMS),
         "config": config.model_dump(mode="json", exclude={"storage", "output", "tracking"}),
         "files": [(part.file, part.format, part.fingerprint) for part in parts],
         "template": template and template.fingerprint,

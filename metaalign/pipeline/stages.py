@@ -6,7 +6,6 @@ A record, `.stages/sft.json` in the storage:
      "outputs": {"sft": "71be..."}}
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import metaalign
 from metaalign.config import (
     STAGES,
     DPOConfig,
@@ -28,14 +26,15 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
-from metaalign.data.files import file_fingerprint, find_files
-from metaalign.data.prepare import run_prepare
+from metaalign.data.files import PACKAGE, code_fingerprint, file_fingerprint, find_files
+from metaalign.data.prepare import ROOMS, run_prepare
 from metaalign.errors import DataError
 from metaalign.evaluate.suites import run_evaluate
 from metaalign.pipeline.showcase import show_answers
 from metaalign.tracking import Run
+from metaalign.train.driver import INITIAL_FOLDER
 from metaalign.train.export import run_export
-from metaalign.train.trainer import INITIAL_FOLDER, run_dpo, run_sft
+from metaalign.train.trainer import run_dpo, run_sft
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,12 @@ def _prepare(settings: PrepareConfig) -> Stage:
 
 
 def _training(name: str, settings: SFTConfig | DPOConfig, job: Callable[..., object]) -> Stage:
-    model = settings.model.path
+    models = [] if settings.model.path is None else [settings.model.path]
+    models += settings.loss.references if isinstance(settings, DPOConfig) else ()
     # A hub name has one slash; a folder under the storage that a stage is yet to write has none.
-    hub = model is not None and "/" in model and not resolve(settings.storage, model).is_dir()
+    hub = [name for name in models if "/" in name and not resolve(settings.storage, name).is_dir()]
     reads = [resolve(settings.storage, settings.store)]
-    if model is not None and not hub:
-        reads.append(resolve(settings.storage, model))
+    reads += [resolve(settings.storage, name) for name in models if name not in hub]
     return Stage(
         name,
         settings,
@@ -118,7 +117,7 @@ def _training(name: str, settings: SFTConfig | DPOConfig, job: Callable[..., obj
         writes=(resolve(settings.storage, settings.output),),
         # Random weights, or a pretrained model whose vocabulary grew.
         may_write=(resolve(settings.storage, INITIAL_FOLDER),) if name == "sft" else (),
-        names=(model,) if model is not None and hub else (),
+        names=tuple(hub),
     )
 
 
@@ -157,6 +156,9 @@ class Records:
     """The records of a storage, and the fingerprints of what is to run now."""
 
     storage: str
+    package: Path = PACKAGE
+    """Whose code counts."""
+
     fingerprints: dict[str, str] = field(default_factory=dict)
     _written: dict[Path, str] = field(default_factory=dict)
 
@@ -174,7 +176,13 @@ class Records:
             inputs = [
                 (path.name, self._written.get(path) or fingerprint(path)) for path in stage.reads
             ]
-            known = [stage.name, code_fingerprint(_rooms(stage)), shown, inputs, stage.names]
+            known = [
+                stage.name,
+                code_fingerprint(_rooms(stage), self.package),
+                shown,
+                inputs,
+                stage.names,
+            ]
             digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
             self.fingerprints[stage.name] = digest
             self._written.update(dict.fromkeys(stage.writes + stage.may_write, digest))
@@ -223,24 +231,10 @@ class Records:
         return Path(self.storage) / ".stages" / f"{stage.name}.json"
 
 
-@functools.cache
-def code_fingerprint(rooms: tuple[str, ...]) -> str:
-    """Of every source file of these rooms of the package."""
-    package = Path(metaalign.__file__).parent
-    digest = hashlib.sha256()
-    for room in rooms:
-        place = package / room
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{file.relative_to(package)}\n".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _rooms(stage: Stage) -> tuple[str, ...]:
     """What bends a stage's output: a change elsewhere must not cost a training run."""
-    data = ("examples.py", "template.py", "preferences", "data")
     more = {PrepareConfig: (), EvaluateConfig: ("generate", "evaluate"), ServeConfig: ()}
-    return (*data, *more.get(type(stage.settings), ("steps", "train")))
+    return (*ROOMS, *more.get(type(stage.settings), ("steps", "train")))
 
 
 def contents(stage: Stage) -> dict[str, str]:

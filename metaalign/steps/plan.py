@@ -1,18 +1,29 @@
 """Which examples make each optimizer step, and how they are dealt into rows over workers.
 
 A step is a set of examples that (seed, epoch, step) decides, whatever the cluster: budgets, rows
-and workers change how it is laid out, never what is in it. Knows lengths, no tokens.
+and workers change how it is laid out, never what is in it. Knows lengths and what sequences share,
+no tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from metaalign.errors import PlanError
+from metaalign.steps.forest import Forest
+from metaalign.steps.mixture import Mixture, mixed_visits
+from metaalign.steps.packing import pack
 from metaalign.steps.selection import Selection, ranges
 
 Layout = Literal["tree", "single"]
+
+Measure = Callable[[Selection, np.ndarray], Forest]
+"""Tells the sorted sequences of some positions; item i is the i-th of them."""
+
+LENGTH_MULTIPLE = 8
+"""A row's length is a multiple of this where a kernel asks for no more: few shapes occur."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +42,31 @@ class MicroLayout:
     num_targets: int
     """Targets of each worker, padding included."""
 
+    length: int
+    """Tokens of a row, padding included."""
+
 
 @dataclass(frozen=True)
 class Packing:
     """How a set of examples becomes micro-batches.
+
+    Under the tree layout the size of a row is exact: the tokens of a step are compared before it
+    is laid out, so every prefix counts once that sequences of a row share, whoever they belong to.
+    Only the check below that each example fits takes a bound, its prompt and its responses.
 
     Raises:
         PlanError: an example is longer than a row, or has more sequences than a micro-batch.
     """
 
     selection: Selection
+    measure: Measure
     budget: int
-    """Length of a row, in tokens."""
+    """Length of a row at most, in tokens."""
     rows: int
     """Rows in a micro-batch of one worker, at most."""
     layout: Layout
+    length_multiple: int = LENGTH_MULTIPLE
+    """What a row's length is a multiple of, unless the budget is shorter."""
 
     def __post_init__(self) -> None:
         single = self.layout == "single"
@@ -69,43 +90,44 @@ class Packing:
     def lay_out(self, positions: np.ndarray, world_size: int) -> list[MicroLayout]:
         """Micro-batches that hold each of these positions once.
 
-        Bins of like length share a micro-batch; within one, workers get like numbers of targets.
+        They are about equal in number of rows. Within one, workers get like numbers of targets.
         """
-        bins = self._tree_bins(positions) if self.layout == "tree" else self._single_bins(positions)
-        per_worker = self.rows
-        if self.layout == "single":
-            per_worker //= int(self.selection.response_count.max())
-        size = per_worker * world_size
-        return [self._deal(bins[i : i + size], world_size) for i in range(0, len(bins), size)]
+        if self.layout == "tree":
+            bins, longest = self._tree_bins(positions, world_size)
+            most = self.rows
+        else:
+            bins, longest = self._single_bins(positions)
+            most = self.rows // int(self.selection.response_count.max())
+        ends = np.cumsum(even_split(-(-len(bins) // world_size), most)) * world_size
+        return [
+            self._deal(bins[first:end], world_size, int(longest[first:end].max()))
+            for first, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)
+        ]
 
-    def _single_bins(self, positions: np.ndarray) -> list[np.ndarray]:
-        longest_first = np.argsort(-self.selection.tokens[positions], kind="stable")
-        return list(positions[longest_first, None])
+    def _single_bins(self, positions: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """One example each, the longest first, and (bins,) tokens of the longest sequence."""
+        starts = self.selection.response_start[:-1]
+        longest = np.maximum.reduceat(self.selection.sequence_length, starts)[positions]
+        order = np.argsort(-longest, kind="stable")
+        return list(positions[order, None]), longest[order]
 
-    def _tree_bins(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Rows, fullest first: a group keeps together, bundles of groups fill rows."""
-        positions = positions[np.argsort(self.selection.group[positions], kind="stable")]
-        _, group = np.unique(self.selection.group[positions], return_inverse=True)
-        shared = self.selection.shared_length[positions]
-        own = self.selection.tokens[positions] - shared
-        prefix = np.zeros(group.max() + 1, dtype=np.int64)
-        prefix[group] = shared
-        bundle = group.copy()
-        size = prefix + np.bincount(group, weights=own).astype(np.int64)
-        for large in np.flatnonzero(size > self.budget):
-            members = np.flatnonzero(group == large)
-            part = first_fit_decreasing(own[members], self.budget - int(prefix[large]))
-            bundle[members] = np.where(part == 0, large, len(size) + part - 1)
-            parts = prefix[large] + np.bincount(part, weights=own[members]).astype(np.int64)
-            size = np.append(size, parts[1:])
-            size[large] = parts[0]
-        row = first_fit_decreasing(size, self.budget)[bundle]
+    def _tree_bins(
+        self, positions: np.ndarray, world_size: int
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Rows, a multiple of the world size, and the tokens of the longest for each of them.
+
+        Most targets first, so that workers beside each other get like numbers of them.
+        """
+        forest = self.measure(self.selection, positions)
+        row, sizes = pack(forest, budget=self.budget, multiple=world_size)
+        targets = np.bincount(row, self.selection.targets[positions], len(sizes))
         by_row = np.argsort(row, kind="stable")
-        bins = np.split(positions[by_row], np.cumsum(np.bincount(row))[:-1])
-        fill = np.bincount(row, weights=self.selection.tokens[positions])
-        return [bins[i] for i in np.argsort(-fill, kind="stable")]
+        ends = np.cumsum(np.bincount(row, minlength=len(sizes)))
+        bins = np.split(positions[by_row], ends[:-1])
+        order = np.argsort(-targets, kind="stable")
+        return [bins[i] for i in order], np.full(len(sizes), sizes.max())
 
-    def _deal(self, bins: list[np.ndarray], world_size: int) -> MicroLayout:
+    def _deal(self, bins: list[np.ndarray], world_size: int, longest: int) -> MicroLayout:
         """One micro-batch: bins dealt back and forth, most targets first."""
         targets = np.array([self.selection.targets[members].sum() for members in bins])
         order = np.argsort(-targets, kind="stable")
@@ -115,59 +137,61 @@ class Packing:
         height = np.ones(len(bins), dtype=np.int64)
         if self.layout == "single":
             height = self.selection.response_count[np.concatenate(bins)]
+        length = -(-longest // self.length_multiple) * self.length_multiple
         return MicroLayout(
             bins_by_rank=tuple(tuple(tuple(bins[i].tolist()) for i in own) for own in dealt),
             layout=self.layout,
             num_rows=max(int(height[own].sum()) for own in dealt),
             num_targets=max(int(targets[own].sum()) for own in dealt),
+            length=min(length, self.budget),
         )
 
 
-def first_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """(n,) the bin of each item: the largest item first, each into the first bin with room."""
-    room = np.full(len(sizes), capacity, dtype=np.int64)
-    bins = np.empty(len(sizes), dtype=np.int64)
-    for item in np.argsort(-sizes, kind="stable").tolist():
-        bins[item] = chosen = (room >= sizes[item]).argmax()
-        room[chosen] -= sizes[item]
-    return bins
+def even_split(count: int, most: int) -> np.ndarray:
+    """As few parts of `count` as `most` allows, which differ by one at most; the larger first."""
+    parts = -(-count // most)
+    return count // parts + (np.arange(parts) < count % parts)
 
 
 class Plan:
     """The steps of a run, numbered from 0: a run resumes at step s by asking for step s.
 
-    An epoch is a permutation of the groups; epochs follow each other without a seam; a step takes
-    whole groups until it holds at least `global_batch_size` examples. Only the last step may be
-    short.
+    An epoch is a permutation of the groups, or with a mixture as many visits, dealt to sources by
+    weight; epochs follow each other without a seam; a step takes whole groups until it holds at
+    least `global_batch_size` examples. Only the last step may be short.
     """
 
     def __init__(
         self,
-        selection: Selection,
+        packing: Packing,
         *,
         global_batch_size: int,
-        budget: int,
-        rows: int,
-        layout: Layout,
         seed: int,
         epochs: float | None,
         max_steps: int | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         """Args as in the settings `batch` and `length`.
 
-        Raises:
-            PlanError: names the smallest budget that fits.
+        Args:
+            mixture: Of the packing's selection. A group with examples of two sources becomes one
+                group in each.
         """
-        self.selection = selection
-        self.packing = Packing(selection, budget=budget, rows=rows, layout=layout)
-        _, group = np.unique(selection.group, return_inverse=True)
+        self.packing = packing
+        self.selection = selection = packing.selection
+        keys = [selection.group] if mixture is None else [selection.group, mixture.source]
+        _, group = np.unique(np.stack(keys), axis=1, return_inverse=True)
         self._members = np.argsort(group, kind="stable")
         sizes = np.bincount(group)
         self._member_start = np.append(0, np.cumsum(sizes))
         visits = [] if epochs is None else [max(1, round(epochs * len(sizes)))]
         visits += [] if max_steps is None else [max_steps * global_batch_size]
         assert visits, "a run has epochs, max_steps or both"
-        self._visits = _visits(len(sizes), min(visits), seed)
+        if mixture is None:
+            self._visits = _visits(len(sizes), min(visits), seed)
+        else:
+            source = mixture.source[self._members[self._member_start[:-1]]]
+            self._visits = mixed_visits(source, mixture.share, min(visits), seed)
         self._bounds = _bounds(sizes[self._visits], global_batch_size, max_steps)
 
     @property

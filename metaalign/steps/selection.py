@@ -15,6 +15,9 @@ from metaalign.template import TIERS
 
 GroupBy = Literal["example", "conversation", "meta_prompt"]
 
+_CONVERSATIONS_TRIED = 32
+"""How many conversations ahead a mismatched response is looked for."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -29,10 +32,14 @@ class Selection:
     """(N,) int64, row of the store."""
 
     response_start: np.ndarray
-    """(N + 1,) int64, where each example's responses start in the next three."""
+    """(N + 1,) int64, where each example's responses start in the next four."""
 
     response: np.ndarray
-    """(sum K,) int64, number of the response in its example."""
+    """(sum K,) int64, number of the response in the example that it was written for."""
+
+    response_row: np.ndarray
+    """(sum K,) int64, row of the store that holds the response's text: the example's own but for
+    a mismatched one."""
 
     sequence_length: np.ndarray
     """(sum K,) int64, tokens of prompt and response."""
@@ -42,9 +49,6 @@ class Selection:
 
     prompt_length: np.ndarray
     """(N,) int64, tokens."""
-
-    shared_length: np.ndarray
-    """(N,) int64, leading tokens that all examples of the same group are known to share."""
 
     tokens: np.ndarray
     """(N,) int64, prompt and all used responses: no tree of the example is larger."""
@@ -60,6 +64,11 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.example)
+
+    @cached_property
+    def mismatched(self) -> np.ndarray:
+        """(sum K,) bool, whether the response was written for another example."""
+        return self.response_row != np.repeat(self.example, self.response_count)
 
     @cached_property
     def response_count(self) -> np.ndarray:
@@ -116,6 +125,30 @@ def select_ranked(
     return replace(selection, loss_weight=columns.weight[selection.example])
 
 
+def select_labelled(
+    columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
+) -> Selection:
+    """KTO: all responses marked desirable or not, and after them one mismatched response.
+
+    That is the first used response of the next example, in this order, that belongs to another
+    conversation and fits the context behind this prompt. An example without one among the next 32
+    conversations is left out and counted. An example's share of the denominator is its weight.
+    Arguments as `select_best`.
+
+    Raises:
+        PlanError: no response is marked, or nothing is left.
+    """
+    used = columns.desirable != -1
+    if not used.any():
+        raise PlanError(
+            "loss.name kto learns from single marked responses, and no response of the store is "
+            "marked: give responses `desirable: true` or `false`, or take a loss of pairs"
+        )
+    selection = _select(columns, used, "no_label", split, context, group_by)
+    selection = replace(selection, loss_weight=columns.weight[selection.example])
+    return _add_mismatched(selection, columns.conversation[selection.example], context)
+
+
 def subset(selection: Selection, count: int, seed: int) -> Selection:
     """At most `count` examples, drawn without replacement by the seed, in store order."""
     if count >= len(selection):
@@ -132,15 +165,64 @@ def take(selection: Selection, positions: np.ndarray) -> Selection:
         example=selection.example[positions],
         response_start=start,
         response=selection.response[flat],
+        response_row=selection.response_row[flat],
         sequence_length=selection.sequence_length[flat],
         target_count=selection.target_count[flat],
         prompt_length=selection.prompt_length[positions],
-        shared_length=selection.shared_length[positions],
         tokens=selection.tokens[positions],
         loss_weight=selection.loss_weight[positions],
         group=selection.group[positions],
         ledger=selection.ledger | {"out": len(positions), "not_drawn": not_drawn},
     )
+
+
+def _add_mismatched(selection: Selection, conversation: np.ndarray, context: int) -> Selection:
+    """Give each example another's first used response as its last one."""
+    source = _mismatched_source(selection, conversation, context)
+    kept = np.flatnonzero(source >= 0)
+    if not len(kept):
+        raise PlanError(
+            "loss.name kto measures its reference point on responses to other conversations, and "
+            f"none of {len(selection)} examples has one that fits the context of {context} tokens; "
+            "train on more than one conversation"
+        )
+    flat = selection.response_start[source[kept]]
+    row, response = selection.example[source[kept]], selection.response[flat]
+    length = selection.target_count[flat]
+    left_out = {"out": len(kept), "no_mismatched_response": len(selection) - len(kept)}
+    ledger = selection.ledger | left_out
+    selection = take(selection, kept)
+    last = selection.response_start[1:]
+    sequence_length = selection.prompt_length + length
+    return replace(
+        selection,
+        response_start=selection.response_start + np.arange(len(kept) + 1),
+        response=np.insert(selection.response, last, response),
+        response_row=np.insert(selection.response_row, last, row),
+        sequence_length=np.insert(selection.sequence_length, last, sequence_length),
+        target_count=np.insert(selection.target_count, last, length),
+        tokens=selection.tokens + length,
+        ledger=ledger,
+    )
+
+
+def _mismatched_source(selection: Selection, conversation: np.ndarray, context: int) -> np.ndarray:
+    """(N,) position whose first response goes with each prompt; -1 where there is none."""
+    count = len(selection)
+    first_length = selection.target_count[selection.response_start[:-1]]
+    source = np.full(count, -1)
+    begins = np.flatnonzero(conversation != np.roll(conversation, 1))
+    if not len(begins):
+        return source
+    missing = np.arange(count)
+    number = np.searchsorted(begins, missing, side="right")
+    for ahead in range(_CONVERSATIONS_TRIED):
+        other = begins[(number[missing] + ahead) % len(begins)]
+        fits = selection.prompt_length[missing] + first_length[other] <= context
+        fits &= conversation[other] != conversation[missing]
+        source[missing[fits]] = other[fits]
+        missing = missing[~fits]
+    return source
 
 
 def _owner(columns: Columns) -> np.ndarray:
@@ -191,10 +273,10 @@ def _select(
         example=example,
         response_start=response_start,
         response=flat - columns.response_start[owner],
+        response_row=owner,
         sequence_length=prompt_length[owner] + targets,
         target_count=targets,
         prompt_length=prompt_length[example],
-        shared_length=_meta_prompt_length(columns)[example] * (group_by == "meta_prompt"),
         tokens=prompt_length[example] + np.add.reduceat(targets, response_start[:-1]),
         loss_weight=np.ones(len(example)),
         group=group[example],
@@ -211,14 +293,3 @@ def _too_long_by_tier(columns: Columns, rows: np.ndarray, longest: np.ndarray) -
     tokens[:, TIERS.index("response")] += longest[rows] - columns.prompt_length[rows]
     largest = tokens.argmax(axis=1)
     return {f"too_long_{tier}": int((largest == i).sum()) for i, tier in enumerate(TIERS)}
-
-
-def _meta_prompt_length(columns: Columns) -> np.ndarray:
-    """(N,) tokens of the segments before the first query: equal meta-prompts are equal in them."""
-    query = columns.segment_tier == TIERS.index("user_query")
-    queries = np.append(0, np.cumsum(query))
-    first, count = columns.segment_start[:-1], np.diff(columns.segment_start)
-    before = queries[1:] == np.repeat(queries[first], count)
-    owner = np.repeat(np.arange(len(count)), count)
-    lengths = np.bincount(owner, columns.segment_length * before, minlength=len(count))
-    return lengths.astype(np.int64)

@@ -20,11 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from metaalign.data.store import TokenStore
+from metaalign.steps.forest import Forest, shared_prefixes, sort_sequences
 from metaalign.steps.plan import MicroLayout
 from metaalign.steps.selection import Selection
-
-LENGTH_MULTIPLE = 8
-"""A trimmed row's length is a multiple of this, so that few shapes occur."""
 
 
 class Sequence(NamedTuple):
@@ -73,7 +71,7 @@ class Rows:
     """(S,) position in the selection."""
 
     response: np.ndarray
-    """(S,) number of the response in its example."""
+    """(S,) number of the response in the example that it was written for."""
 
     occurrence: np.ndarray
     """(S,) number of the example in this micro-batch, ascending: where an example is drawn twice
@@ -88,22 +86,34 @@ class Rows:
         return len(self.example)
 
 
-def build_rows(
-    store: TokenStore,
-    selection: Selection,
-    micro: MicroLayout,
-    rank: int,
-    *,
-    budget: int,
-    trim: bool = True,
-) -> Rows:
-    """Read one worker's share of a micro-batch and lay it out.
+def response_index(selection: Selection, rows: Rows) -> np.ndarray:
+    """(S,) place of each sequence of a micro-batch among all used responses of the selection."""
+    count = np.bincount(rows.occurrence)
+    within = np.arange(rows.num_sequences) - (np.cumsum(count) - count)[rows.occurrence]
+    flat = selection.response_start[rows.position] + within
+    assert (selection.response[flat] == rows.response).all()
+    return flat
 
-    Args:
-        budget: Tokens of a row, as in the plan.
-        trim: Cut rows to the longest, rounded up to a multiple of 8. FlexAttention wants rows of
-            one length instead: the budget.
-    """
+
+def measure_forest(store: TokenStore, selection: Selection, positions: np.ndarray) -> Forest:
+    """What the plan may know of the tokens of some examples: their order and what they share."""
+    sequences = [
+        sequence._replace(occurrence=item)
+        for item, position in enumerate(positions.tolist())
+        for sequence in _read(store, selection, position)
+    ]
+    flat, start, length = _flatten(sequences)
+    anywhere = np.zeros_like(start)
+    order = sort_sequences(flat, start, length, anywhere)
+    return Forest(
+        owner=np.array([sequence.occurrence for sequence in sequences], dtype=np.int64)[order],
+        length=length[order],
+        shared=shared_prefixes(flat, start[order], length[order], anywhere),
+    )
+
+
+def build_rows(store: TokenStore, selection: Selection, micro: MicroLayout, rank: int) -> Rows:
+    """Read one worker's share of a micro-batch and lay it out."""
     sequences: list[Sequence] = []
     occurrence = 0
     for number, members in enumerate(micro.bins_by_rank[rank]):
@@ -113,7 +123,7 @@ def build_rows(
                 sequences.append(sequence._replace(row=row, occurrence=occurrence))
             occurrence += 1
     return lay_out_rows(
-        sequences, num_rows=micro.num_rows, num_targets=micro.num_targets, budget=budget, trim=trim
+        sequences, num_rows=micro.num_rows, num_targets=micro.num_targets, length=micro.length
     )
 
 
@@ -121,22 +131,21 @@ def _read(store: TokenStore, selection: Selection, position: int) -> Iterator[Se
     """The used sequences of one example."""
     example = int(selection.example[position])
     prompt = store.prompt(example)
-    first, last = selection.response_start[position : position + 2]
-    for response in selection.response[first:last].tolist():
-        tokens = np.concatenate([prompt, store.response(example, response)])
+    used = slice(*selection.response_start[position : position + 2])
+    source, number = selection.response_row[used].tolist(), selection.response[used].tolist()
+    for row, response in zip(source, number, strict=True):
+        tokens = np.concatenate([prompt, store.response(row, response)])
         yield Sequence(tokens, len(prompt), 0, example, position, response)
 
 
 def lay_out_rows(
-    sequences: list[Sequence], *, num_rows: int, num_targets: int, budget: int, trim: bool = True
+    sequences: list[Sequence], *, num_rows: int, num_targets: int, length: int
 ) -> Rows:
     """Walk the prefix trees of the sequences of each row; slots are their places in the list."""
     walk = _walk(sequences) if sequences else _EMPTY_WALK
     size = np.bincount(walk.row, minlength=num_rows)
     first = np.cumsum(size) - size
-    longest = int(size.max())
-    assert longest <= budget, f"a row of {longest} tokens in a budget of {budget}"
-    length = max(1, -(-longest // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE if trim else budget
+    assert size.max() <= length, f"a row of {size.max()} tokens, laid out as {length}"
     place = walk.row * length + np.arange(len(walk.row)) - first[walk.row]
 
     tokens = np.zeros(num_rows * length, dtype=np.int64)
@@ -186,12 +195,11 @@ def _walk(sequences: list[Sequence]) -> _Walk:
     Each adds, below the prefix that it shares with the one before, the rest of its tokens as new
     nodes; and closes the subtrees of what the one before had below that prefix.
     """
-    flat = np.concatenate([sequence.tokens for sequence in sequences]).astype(np.int64)
-    length = np.array([len(sequence.tokens) for sequence in sequences])
-    start = np.cumsum(length) - length
-    order = _sort(sequences, flat, start)
-    row = np.array([sequences[slot].row for slot in order])
-    shared = _shared_prefix(flat, start[order], length[order], row)
+    flat, start, length = _flatten(sequences)
+    row = np.array([sequence.row for sequence in sequences])
+    order = sort_sequences(flat, start, length, row)
+    row = row[order]
+    shared = shared_prefixes(flat, start[order], length[order], row)
     new = length[order] - shared
     first = np.cumsum(new) - new
 
@@ -200,7 +208,7 @@ def _walk(sequences: list[Sequence]) -> _Walk:
     path = np.empty(length.max(), dtype=np.int64)
     predictors: list[np.ndarray] = [nodes] * len(sequences)
     before = 0
-    for slot, node, depth in zip(order, first.tolist(), shared.tolist(), strict=True):
+    for slot, node, depth in zip(order.tolist(), first.tolist(), shared.tolist(), strict=True):
         size = len(sequences[slot].tokens)
         end[path[depth:before]] = node
         path[depth:size] = nodes[node : node + size - depth]
@@ -220,29 +228,8 @@ def _walk(sequences: list[Sequence]) -> _Walk:
     )
 
 
-def _sort(sequences: list[Sequence], flat: np.ndarray, start: np.ndarray) -> list[int]:
-    """Slots by row, then by tokens: as big-endian bytes, tokens compare like numbers."""
-    raw = flat.astype(">u4").tobytes()
-    keys = [
-        (sequence.row, raw[4 * begin : 4 * (begin + len(sequence.tokens))])
-        for sequence, begin in zip(sequences, start.tolist(), strict=True)
-    ]
-    return sorted(range(len(keys)), key=keys.__getitem__)
-
-
-def _shared_prefix(
-    flat: np.ndarray, start: np.ndarray, length: np.ndarray, row: np.ndarray
-) -> np.ndarray:
-    """(S,) leading tokens that each sorted sequence shares with the one before it in its row."""
-    compared = np.where(np.diff(row) == 0, np.minimum(length[1:], length[:-1]), 0)
-    begin = np.cumsum(compared) - compared
-    offset = np.arange(compared.sum()) - np.repeat(begin, compared)
-    differs = (
-        flat[np.repeat(start[1:], compared) + offset]
-        != (flat[np.repeat(start[:-1], compared) + offset])
-    )
-    shared = compared.copy()
-    place = np.flatnonzero(differs)[::-1]
-    owner = np.repeat(np.arange(len(compared)), compared)[place]
-    shared[owner] = offset[place]  # the first difference is written last
-    return np.append(0, shared)
+def _flatten(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All tokens, int64; (S,) where each sequence begins among them, and (S,) its length."""
+    length = np.array([len(sequence.tokens) for sequence in sequences])
+    flat = np.concatenate([sequence.tokens for sequence in sequences]).astype(np.int64)
+    return flat, np.cumsum(length) - length, length

@@ -50,7 +50,7 @@ def check_nodes(config: TrackingConfig, num_nodes: int) -> None:
     Raises:
         TrackingError: names the setting to change.
     """
-    if num_nodes > 1 and (config.uri or "sqlite").startswith("sqlite"):
+    if num_nodes > 1 and (config.uri is None or is_file(config.uri)):
         raise TrackingError(
             f"tracking.uri {config.uri!r} is an SQLite file, and the cluster has {num_nodes} "
             "nodes: SQLite is safe on one node alone. Start `mlflow server` and give its address "
@@ -124,7 +124,7 @@ class Run:
         self._emit({"kind": "model", "path": str(folder), "name": name, "alias": alias})
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
+        """End the run: FINISHED, FAILED or KILLED. Replays the spool of every process first."""
         self.flush()
         self._emit({"kind": "finish", "status": status, "time": int(time.time() * 1000)}, now=True)
         if left := self._spools():
@@ -133,18 +133,12 @@ class Run:
                 ", ".join(map(str, left)),
             )
 
-    def close(self) -> None:
-        """Write what is left, in a process that attached to the run."""
-        self.flush()
-        if self._spool.exists():
-            self._emit({"kind": "metrics", "values": []}, now=True)
-
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if not self._owns_run:
-            self.close()
+            self.flush()
             return
         interrupted = error_type is not None and not issubclass(error_type, Exception)
         self.finish("KILLED" if interrupted else "FAILED" if error_type else "FINISHED")

@@ -21,19 +21,28 @@ from metaalign.train.optimizers import (
 )
 
 
-class Engine(Protocol):
-    """What the loop, the reference pass and checkpoints ask of an engine."""
+class ForwardEngine(Protocol):
+    """What a pass without a gradient asks of an engine."""
 
     policy: nn.Module
     rank: int
     world_size: int
     device: torch.device
-    optimizer: Optimizer
-    """The basic optimizer, below any wrapper of DeepSpeed's."""
 
     def forward(self, rows: TensorRows, *, last: bool = True) -> Tensor:
         """(T,) log-probs. `last` marks the last micro-batch of a step."""
         ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all workers, on each of them."""
+        ...
+
+
+class Engine(ForwardEngine, Protocol):
+    """What the loop and checkpoints ask of an engine."""
+
+    optimizer: Optimizer
+    """The basic optimizer, below any wrapper of DeepSpeed's."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this worker's share of the step's loss."""
@@ -41,10 +50,6 @@ class Engine(Protocol):
 
     def step(self, learning_rate: float) -> Tensor:
         """Update the parameters; the global gradient norm before clipping, a scalar."""
-        ...
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all workers, on each of them."""
         ...
 
     def shard(self, name: str, key: str | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The export job: a run's newest checkpoint -> a Hugging Face folder.
+"""The export job: a run's checkpoint -> a Hugging Face folder.
 
     model/
       config.json, model.safetensors, generation_config.json
@@ -20,10 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from metaalign.config import ExportConfig, resolve
+from metaalign.config.sections import LoraConfig
 from metaalign.errors import CheckpointError
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
-from metaalign.train.checkpoints import load_weights, newest_checkpoint, read_manifest
+from metaalign.train.adapters import add_adapters, merge_adapters
+from metaalign.train.checkpoints import iterate_weights, read_manifest
+from metaalign.train.history import choose_checkpoint
 from metaalign.train.models import load_config_of
 from metaalign.train.results import read_result
 
@@ -32,6 +35,8 @@ RECIPE_FILE = "recipe.json"
 
 MODEL_FOLDER = "model"
 """In a run's folder: config and tokenizer of what is trained."""
+
+CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +52,13 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     """Write the folder in one piece, and register it where the settings name a model.
 
     Raises:
-        CheckpointError: there is no such run, it has no complete checkpoint, or `output` names
-            a folder that holds something else.
+        CheckpointError: there is no such run or checkpoint, it is damaged, or `output` names a
+            folder that holds something else.
         TemplateError: the run's tokenizer was changed.
     """
     source = resolve(config.storage, config.run)
     target = resolve(config.storage, config.output)
-    checkpoint = newest_checkpoint(source)
+    checkpoint = choose_checkpoint(source, config.checkpoint)
     if checkpoint is None:
         found = "holds no complete checkpoint" if source.is_dir() else "does not exist"
         raise CheckpointError(
@@ -64,16 +69,19 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     recipe = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _save_model(checkpoint, source / MODEL_FOLDER, recipe["dtype"], partial)
+    if recipe["config"]["model"]["lora"] is None:
+        _save_model(checkpoint, source / MODEL_FOLDER, getattr(torch, recipe["dtype"]), partial)
+    else:
+        _merged(checkpoint, recipe).save_pretrained(partial)
     _generation_config(template, partial)
     template.save(partial)
-    result = read_result(source) or {"steps": read_manifest(checkpoint)["step"]}
-    (partial / "README.md").write_text(_card(target.name, recipe, result), encoding="utf-8")
+    numbers = _numbers(source, checkpoint)
+    (partial / CARD_FILE).write_text(_card(target.name, recipe, numbers), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     logger.info("exported %s to %s", checkpoint, target)
     if run is not None:
-        run.log_artifact(target / "README.md")
+        run.log_artifact(target / CARD_FILE)
         if config.tracking.registered_model is not None:
             tracking = config.tracking
             run.register_model(target, config.tracking.registered_model, tracking.alias)
@@ -82,24 +90,44 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
 
 def _check_target(source: Path, target: Path) -> None:
     """Replace nothing but what an export wrote."""
-    if target == source or (target.exists() and not (target / TEMPLATE_FILE).is_file()):
+    exported = all((target / name).is_file() for name in (TEMPLATE_FILE, CARD_FILE))
+    if target == source or (target.exists() and not exported):
         raise CheckpointError(
             f"{target}: `output` names a folder that holds no exported model, and it would be "
             "replaced; give another"
         )
 
 
-def _save_model(checkpoint: Path, model_folder: Path, dtype: str, folder: Path) -> None:
+def _save_model(checkpoint: Path, model_folder: Path, dtype: torch.dtype, folder: Path) -> None:
+    """Write config and weights. The model is held once, in `dtype`, beside one float32 tensor."""
     config = load_config_of(model_folder)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    weights = load_weights(checkpoint)
-    parameters = {f"model.{name}": value for name, value in model.named_parameters()}
-    if set(parameters) != set(weights):
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    shapes = {f"model.{name}": list(value.shape) for name, value in model.named_parameters()}
+    if read_manifest(checkpoint)["shapes"] != shapes:
         raise CheckpointError(f"{checkpoint}: its tensors are not those of {model_folder}")
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(weights[name])
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    weights = {
+        name.removeprefix("model."): value.to(dtype) for name, value in iterate_weights(checkpoint)
+    }
+    model.save_pretrained(folder, state_dict=weights)
+
+
+def _merged(checkpoint: Path, recipe: dict[str, Any]) -> Any:
+    """The model that adapters were trained on, with the checkpoint's merged into it."""
+    initial, settings = recipe["initial"], recipe["config"]["model"]
+    if not Path(initial).is_dir():
+        raise CheckpointError(
+            f"{checkpoint}: its adapters belong to the model in {initial}, which is gone"
+        )
+    model = AutoModelForCausalLM.from_pretrained(initial, dtype=getattr(torch, recipe["dtype"]))
+    tuner = add_adapters(
+        model,
+        LoraConfig.model_validate(settings["lora"]),
+        train_vocabulary=recipe["train_vocabulary"],
+        seed=settings["seed"],
+    )
+    weights = iterate_weights(checkpoint)
+    return merge_adapters(tuner, ((name.removeprefix("model."), value) for name, value in weights))
 
 
 def _generation_config(template: Template, folder: Path) -> None:
@@ -107,6 +135,19 @@ def _generation_config(template: Template, folder: Path) -> None:
     GenerationConfig(
         bos_token_id=template.bos_id, eos_token_id=template.eos_id, pad_token_id=template.eos_id
     ).save_pretrained(folder)
+
+
+def _numbers(source: Path, checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint: the run's result where it is the last one."""
+    manifest = read_manifest(checkpoint)
+    result = read_result(source) or {}
+    if result.get("steps") == manifest["step"]:
+        return result
+    best = manifest["progress"].get("best") or {}
+    numbers = {"steps": manifest["step"]}
+    if best.get("step") == manifest["step"]:
+        numbers[f"held_out.{best['metric']}"] = best["value"]
+    return numbers
 
 
 def _card(name: str, recipe: dict[str, Any], result: dict[str, Any]) -> str:
@@ -119,10 +160,9 @@ def _card(name: str, recipe: dict[str, Any], result: dict[str, Any]) -> str:
     table = ["| held out | before | after |", "|---|---|---|"]
     table += [f"| {metric} | {_number(a)} | {_number(b)} |" for metric, a, b in rows]
     order = result.get("pair_order")
+    shown = ("steps", "seconds", "tokens_per_second", "optimizer", "workers", "parameters")
     numbers = {
-        key: result[key]
-        for key in ("steps", "seconds", "tokens_per_second", "optimizer", "workers", "parameters")
-        if key in result
+        key: value for key, value in result.items() if key in shown or key.startswith("held_out.")
     }
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [metaalign]\n---",

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from metaalign.steps.plan import Layout
 from metaalign.steps.trees import Rows
 from metaalign.train.attention import Kernel, attention_masks
+from metaalign.train.blocked_attention import BLOCKED_SDPA
 
 
 class TensorRows(NamedTuple):
@@ -55,7 +56,7 @@ class Policy(nn.Module):
     def __init__(
         self, model: PreTrainedModel, *, attention: Kernel, layout: Layout, chunk_targets: int
     ) -> None:
-        """Wrap an unmodified Hugging Face model.
+        """Wrap an unmodified Hugging Face model; with SDPA, trees are attended to in blocks.
 
         Args:
             attention: Kernel that the model was loaded with, of `supported_kernel`.
@@ -65,7 +66,9 @@ class Policy(nn.Module):
         """
         super().__init__()
         loaded = model.config.get_text_config()._attn_implementation
-        assert loaded == attention, f"loaded with {loaded!r}, fed for {attention!r}"
+        assert loaded in (attention, BLOCKED_SDPA), f"loaded with {loaded!r}, fed for {attention!r}"
+        if attention == "sdpa" and layout == "tree":
+            model.set_attn_implementation(BLOCKED_SDPA)
         self.model = model
         self.attention: Kernel = attention
         self.layout: Layout = layout

@@ -1,4 +1,4 @@
-"""The training loop, written once: it takes a loss, a log and a save. Knows no Ray.
+"""The training loop, written once: it takes a loss and what is done after a step. Knows no Ray.
 
 It runs in one process, under torchrun or in Ray Train's workers alike; what differs is the engine
 and what the callables do. Dimensions: T = targets, S = sequences, R = all used responses.
@@ -7,10 +7,11 @@ and what the callables do. Dimensions: T = targets, S = sequences, R = all used 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.data.store import TokenStore
-from metaalign.errors import TrainingError
 from metaalign.steps.plan import MicroLayout
 from metaalign.steps.selection import Selection
-from metaalign.steps.trees import Rows, build_rows
-from metaalign.train.engines import Engine
+from metaalign.steps.trees import Rows, build_rows, response_index
+from metaalign.train.engines import Engine, ForwardEngine
 from metaalign.train.logprobs import TensorRows, sequence_logprobs, to_tensors
-from metaalign.train.losses import LossSum
+from metaalign.train.nonfinite import Witness
+from metaalign.train.row_losses import LossSum
 
 LOSS = "loss"
 GRAD_NORM = "grad_norm"
@@ -32,6 +33,8 @@ LEARNING_RATE = "learning_rate"
 TOKENS = "tokens"
 """Of the step, neither padding nor dummies, shared prefixes once."""
 TOKENS_PER_SECOND = "tokens_per_second"
+WAITED = "waited_seconds"
+"""For rows, and for what was done after the step before: logs, measurements, checkpoints."""
 FILL = "fill"
 """Share of the rows' tokens that are neither padding nor dummies."""
 
@@ -46,6 +49,17 @@ class Loss(Protocol):
     metrics: tuple[str, ...]
 
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum: ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A loss that needs the log-probs of a whole step before it can judge a part of it."""
+
+    def look_ahead(
+        self, parts: Iterable[tuple[Tensor, Rows]], total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take this worker's part of a step without a gradient, and a sum over all workers."""
+        ...
 
 
 class Steps(Protocol):
@@ -83,27 +97,17 @@ class Reader:
 
     store: TokenStore
     selection: Selection
-    budget: int
-    trim: bool = True
-    """Whether rows may be shorter than the budget."""
 
-    def batches(self, steps: Steps, engine: Engine, start: int = 0) -> Iterator[MicroBatch]:
+    def batches(self, steps: Steps, engine: ForwardEngine, start: int = 0) -> Iterator[MicroBatch]:
         """The micro-batches of every step from `start` on, built ahead of time by a thread."""
         return read_ahead(self._build(steps, engine, start))
 
-    def _build(self, steps: Steps, engine: Engine, start: int) -> Iterator[MicroBatch]:
+    def _build(self, steps: Steps, engine: ForwardEngine, start: int) -> Iterator[MicroBatch]:
         for step in range(start, steps.num_steps):
             layouts = steps.layout(step, engine.world_size)
             weight = float(self.selection.loss_weight[steps.step(step)].sum())
             for number, micro in enumerate(layouts):
-                rows = build_rows(
-                    self.store,
-                    self.selection,
-                    micro,
-                    engine.rank,
-                    budget=self.budget,
-                    trim=self.trim,
-                )
+                rows = build_rows(self.store, self.selection, micro, engine.rank)
                 last = number == len(layouts) - 1
                 yield MicroBatch(step, weight, last, rows, to_tensors(rows, engine.device))
 
@@ -115,54 +119,45 @@ def train(
     loss: Loss,
     *,
     optimizer: OptimizerConfig,
-    log: Callable[[int, Metrics], None],
-    save: Callable[[int], None],
-    measure: Callable[[], Any],
+    after_step: Callable[[int, Metrics], bool],
     start: int = 0,
-    save_every: int | None = None,
-    measure_every: int | None = None,
 ) -> None:
     """Take the plan's optimizer steps from `start` on.
 
     Args:
-        log: Called after every step, on every worker, with the number of steps taken.
-        save: Called after every `save_every` steps and after the last one.
-        measure: Called after every `measure_every` steps.
+        after_step: Called on every worker with the number of steps taken and the step's metrics;
+            logs, measures and saves. Whether to stop, alike on all workers.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite.
+        TrainingError: the loss or the gradient is not finite; names step, worker and examples.
     """
     totals = Totals(loss.metrics, engine.device)
+    witness = Witness(engine, reader.store, reader.selection)
+    watch = Stopwatch()
     clock = time.perf_counter()
-    for batch in reader.batches(plan, engine, start):
-        part = loss(engine.forward(batch.tensors, last=batch.last), batch.rows)
+    for batch in looked_ahead(engine, watch.over(reader.batches(plan, engine, start)), loss):
+        logprobs = engine.forward(batch.tensors, last=batch.last)
+        part = loss(logprobs, batch.rows)
         engine.backward(part.value / batch.weight)
         totals.add(part, batch)
+        witness.see(batch.rows, logprobs, part.value)
         if not batch.last:
             continue
         learning_rate = learning_rate_at(batch.step, plan.num_steps, optimizer)
         grad_norm = float(engine.step(learning_rate))
         metrics = totals.take(engine, batch.weight)
         metrics |= {GRAD_NORM: grad_norm, LEARNING_RATE: learning_rate}
-        if not (math.isfinite(metrics[LOSS]) and math.isfinite(grad_norm)):
-            raise TrainingError(
-                f"step {batch.step}: the loss is {metrics[LOSS]} and the gradient norm "
-                f"{grad_norm}; lower optimizer.learning_rate or set optimizer.max_grad_norm"
-            )
-        now = time.perf_counter()
-        metrics[TOKENS_PER_SECOND] = metrics[TOKENS] / (now - clock)
-        clock = now
-        done = batch.step + 1
-        log(done, metrics)
-        if measure_every and done % measure_every == 0 and done < plan.num_steps:
-            measure()
-            clock = time.perf_counter()
-        if done == plan.num_steps or (save_every and done % save_every == 0):
-            save(done)
-            clock = time.perf_counter()
+        positions = plan.step(batch.step)
+        witness.check(batch.step, positions, loss=metrics[LOSS], grad_norm=grad_norm)
+        done = time.perf_counter()
+        metrics |= {TOKENS_PER_SECOND: metrics[TOKENS] / (done - clock), WAITED: watch.take()}
+        if after_step(batch.step + 1, metrics):
+            return
+        clock = time.perf_counter()
+        watch.seconds += clock - done
 
 
-def measure(engine: Engine, steps: Steps, reader: Reader, loss: Loss | None) -> Measurement:
+def measure(engine: ForwardEngine, steps: Steps, reader: Reader, loss: Loss | None) -> Measurement:
     """The loss and its metrics over every example of `steps`, and every response's log-prob.
 
     Args:
@@ -171,7 +166,8 @@ def measure(engine: Engine, steps: Steps, reader: Reader, loss: Loss | None) -> 
     selection = reader.selection
     totals = Totals(loss.metrics if loss else (), engine.device)
     logprobs = torch.zeros(len(selection.response), dtype=torch.float64, device=engine.device)
-    for batch, values in forward_only(engine, steps, reader):
+    batches = looked_ahead(engine, reader.batches(steps, engine), loss)
+    for batch, values in forward_only(engine, batches):
         put_sequences(logprobs, selection, batch, values)
         if loss is not None:
             totals.add(loss(values, batch.rows), batch)
@@ -185,12 +181,28 @@ def measure(engine: Engine, steps: Steps, reader: Reader, loss: Loss | None) -> 
 
 
 def forward_only(
-    engine: Engine, steps: Steps, reader: Reader, start: int = 0
+    engine: ForwardEngine, batches: Iterable[MicroBatch]
 ) -> Iterator[tuple[MicroBatch, Tensor]]:
     """Every micro-batch with the (T,) log-probs of its targets, without a gradient."""
-    for batch in reader.batches(steps, engine, start):
+    for batch in batches:
         with torch.no_grad():
-            yield batch, engine.forward(batch.tensors)
+            values = engine.forward(batch.tensors)
+        yield batch, values
+
+
+def looked_ahead(
+    engine: ForwardEngine, batches: Iterator[MicroBatch], loss: Loss | None
+) -> Iterator[MicroBatch]:
+    """The same micro-batches. A loss that looks ahead is first shown the whole of each step, which
+    costs it a second forward pass; nothing is held back for any other."""
+    if not isinstance(loss, LooksAhead):
+        yield from batches
+        return
+    for _, group in groupby(batches, key=lambda batch: batch.step):
+        step = list(group)
+        shown = ((values, batch.rows) for batch, values in forward_only(engine, step))
+        loss.look_ahead(shown, engine.sum)
+        yield from step
 
 
 def put_sequences(
@@ -209,13 +221,6 @@ def put_sequences(
     sums = sequence_logprobs(logprobs.double(), sequence, rows.num_sequences)
     flat = torch.as_tensor(response_index(selection, rows), device=logprobs.device)
     target[flat] = sums.to(target.dtype)
-
-
-def response_index(selection: Selection, rows: Rows) -> np.ndarray:
-    """(S,) place of each sequence of a micro-batch among all used responses of the selection."""
-    count = np.bincount(rows.occurrence)
-    within = np.arange(rows.num_sequences) - (np.cumsum(count) - count)[rows.occurrence]
-    return selection.response_start[rows.position] + within
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
@@ -237,6 +242,29 @@ def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> floa
     return config.learning_rate * (floor + (1 - floor) * fall)
 
 
+class Stopwatch:
+    """Adds up the seconds that are not spent on the step itself."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def over(self, items: Iterator[T]) -> Iterator[T]:
+        """The items in order; waiting for each counts."""
+        end: Any = object()
+        while True:
+            began = time.perf_counter()
+            item = next(items, end)
+            self.seconds += time.perf_counter() - began
+            if item is end:
+                return
+            yield item
+
+    def take(self) -> float:
+        """The seconds so far; starts again from zero."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
 class Totals:
     """Sums over the micro-batches of a step; reduced over the workers once a step."""
 
@@ -251,7 +279,7 @@ class Totals:
         self._sums[-2] += batch.rows.real_tokens
         self._sums[-1] += batch.rows.tokens.size
 
-    def take(self, engine: Engine, weight: float) -> Metrics:
+    def take(self, engine: ForwardEngine, weight: float) -> Metrics:
         """The weighted means over all workers; starts again from zero."""
         *sums, tokens, room = engine.sum(self._sums).tolist()
         self._sums.zero_()

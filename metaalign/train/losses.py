@@ -1,43 +1,18 @@
-"""SFT and preference losses. Tensors in, tensors out: no model, no config, no Ray.
+"""SFT and preference losses. Tensors in, tensors out: no model, no data, no config, no Ray.
 
-Every loss is called as `loss(logprobs, rows) -> LossSum`: sums over a micro-batch, which the loop
-divides by the step's global weight, the sum of `selection.loss_weight[plan.step(s)]`.
+`row_losses` and `unpaired` gather from a micro-batch what these functions take. A *log-ratio* is
+log pi(y|x) - log pi_ref(y|x), summed over the response's targets; an *average* log-prob or
+log-ratio is divided by their number. All are in nats.
 
-Dimensions: T = targets, S = sequences, P = pairs.
+Dimensions: T = targets, S = sequences, P = pairs, M = references.
 """
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metaalign.data.columns import Columns
-from metaalign.steps.selection import Selection, ranges
-from metaalign.steps.trees import Rows
-from metaalign.train.logprobs import sequence_logprobs
-
-REWARD_ACCURACY = "reward_accuracy"
-"""Share of the pairs whose chosen response has the larger reward; a tie counts half."""
-
-REWARD_MARGIN = "reward_margin"
-"""Mean of the chosen reward minus the rejected."""
-
-CHOSEN_REWARD = "chosen_reward"
-"""Mean of beta times the policy's log-ratio to the reference, in nats, as is the next."""
-
-REJECTED_REWARD = "rejected_reward"
-
-
-class LossSum(NamedTuple):
-    """Sums over a micro-batch; divided by the step's global weight they are weighted means."""
-
-    value: Tensor
-    """Scalar, in nats."""
-
-    metrics: dict[str, Tensor]
-    """Scalars by name, without gradients; the names are the same on every call."""
+_LARGEST_AVERAGE = -1e-12
+"""A response of probability 1 has no finite odds."""
 
 
 def sft_loss(*, logprobs: Tensor, weight: Tensor) -> Tensor:
@@ -54,148 +29,221 @@ def sft_loss(*, logprobs: Tensor, weight: Tensor) -> Tensor:
 
 
 def dpo_loss(
-    *,
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
-    beta: float,
+    *, chosen: Tensor, rejected: Tensor, beta: float, margin: Tensor | float = 0.0
 ) -> Tensor:
     """Direct preference optimization, https://arxiv.org/abs/2305.18290, equation 7.
 
     Args:
-        policy_chosen: (P,) summed log-probabilities in nats, as are the next three.
+        chosen: (P,) log-ratios of the chosen responses.
+        rejected: (P,) log-ratios of the rejected.
         beta: Strength of the pull towards the reference. Larger stays closer.
+        margin: (P,) by how much the chosen reward should lead, as in
+            https://arxiv.org/abs/2307.09288, equation 2.
 
     Returns:
         (P,) one loss a pair.
     """
-    policy = policy_chosen - policy_rejected
-    reference = reference_chosen - reference_rejected
-    return -functional.logsigmoid(beta * (policy - reference))
+    return -functional.logsigmoid(beta * (chosen - rejected) - margin)
 
 
-class Pairs(NamedTuple):
-    """Every strictly ordered pair of the sequences of a micro-batch."""
+def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Identity preference optimization, https://arxiv.org/abs/2310.12036, equation 17.
 
-    chosen: np.ndarray
-    """(P,) slots."""
-    rejected: np.ndarray
-    """(P,) slots."""
-    share: np.ndarray
-    """(P,) float64: one over the pairs of the same example, which together weigh 1."""
-
-
-def ordered_slots(occurrence: np.ndarray, score: np.ndarray) -> Pairs:
-    """Pair what belongs to one example and differs in score.
+    The log-ratios are averages, so that the gap that is asked for does not depend on length.
 
     Args:
-        occurrence: (S,) number of the example, ascending.
-        score: (S,) larger is better.
+        chosen: (P,) average log-ratios of the chosen responses.
+        rejected: (P,) average log-ratios of the rejected.
+        beta: The paper's tau: the gap that is asked for is 1 / (2 beta).
+
+    Returns:
+        (P,) one loss a pair.
     """
-    count = np.bincount(occurrence)
-    chosen = np.repeat(np.arange(len(score)), count[occurrence])
-    rejected, _ = ranges(np.append(0, np.cumsum(count)), occurrence)
-    better = score[chosen] > score[rejected]
-    chosen, rejected = chosen[better], rejected[better]
-    pairs = np.bincount(occurrence[chosen], minlength=len(count))
-    return Pairs(chosen, rejected, 1.0 / pairs[occurrence[chosen]])
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
-class SFTLoss:
-    """Negative log-probability of every target, by the weight of its example."""
+def hinge_loss(
+    *, chosen: Tensor, rejected: Tensor, beta: float, margin: Tensor | float = 0.0
+) -> Tensor:
+    """Hinge on the reward gap: SLiC's (https://arxiv.org/abs/2305.10425) over log-ratios, as in
+    https://arxiv.org/abs/2309.06657 (hinge-norm).
 
-    metrics: tuple[str, ...] = ()
-
-    def __init__(self, selection: Selection, columns: Columns) -> None:
-        self._weight = columns.weight[selection.example]
-
-    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
-        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
-        weight = np.append(self._weight[rows.position], 0.0)[rows.sequence]
-        return LossSum(sft_loss(logprobs=logprobs, weight=_like(logprobs, weight)), {})
-
-
-class DPOLoss:
-    """DPO over every strictly ordered pair of an example, averaged over the example's pairs.
-
-    With an `sft_weight`, beside it the negative log-probability of the best response, divided by
-    its target tokens, as in https://arxiv.org/abs/2404.19733, equation 1.
+    Args and result as of `dpo_loss`; a gap of 1 + margin costs nothing.
     """
-
-    metrics: tuple[str, ...] = (REWARD_ACCURACY, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
-
-    def __init__(
-        self,
-        selection: Selection,
-        columns: Columns,
-        reference: np.ndarray,
-        *,
-        beta: float,
-        sft_weight: float = 0.0,
-    ) -> None:
-        """Gather what the loss needs to know of every used response.
-
-        Args:
-            reference: (sum K,) summed log-probabilities in nats, aligned with
-                `selection.response`. What the rows never show may be NaN.
-        """
-        assert reference.shape == selection.response.shape
-        first = np.repeat(columns.response_start[selection.example], selection.response_count)
-        self._selection = selection
-        self._score = columns.order_score[first + selection.response]
-        self._weight = columns.weight[selection.example]
-        self._reference = reference
-        self._beta = beta
-        self._sft_weight = sft_weight
-
-    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
-        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
-        flat, pairs = self._pairs(rows)
-        policy = sequence_logprobs(logprobs, _like(logprobs, rows.sequence), rows.num_sequences)
-        weight = _like(policy, pairs.share * self._weight[rows.position[pairs.chosen]])
-        reference = _like(policy, self._reference[flat])
-        losses = dpo_loss(
-            policy_chosen=policy[pairs.chosen],
-            policy_rejected=policy[pairs.rejected],
-            reference_chosen=reference[pairs.chosen],
-            reference_rejected=reference[pairs.rejected],
-            beta=self._beta,
-        )
-        value = (weight * losses).sum()
-        if self._sft_weight:
-            share = self._best_share(flat, rows)
-            value = value - self._sft_weight * (_like(policy, share) * policy).sum()
-        reward = self._beta * (policy.detach() - reference)
-        chosen, rejected = reward[pairs.chosen], reward[pairs.rejected]
-        by_pair = {
-            REWARD_ACCURACY: (chosen > rejected) + 0.5 * (chosen == rejected),
-            REWARD_MARGIN: chosen - rejected,
-            CHOSEN_REWARD: chosen,
-            REJECTED_REWARD: rejected,
-        }
-        sums = {name: (weight * values).sum() for name, values in by_pair.items()}
-        return LossSum(value, sums)
-
-    def _pairs(self, rows: Rows) -> tuple[np.ndarray, Pairs]:
-        """(S,) places in the arrays over used responses, and the pairs of the micro-batch."""
-        count = np.bincount(rows.occurrence)
-        within = np.arange(rows.num_sequences) - (np.cumsum(count) - count)[rows.occurrence]
-        flat = self._selection.response_start[rows.position] + within
-        assert (self._selection.response[flat] == rows.response).all()
-        return flat, ordered_slots(rows.occurrence, self._score[flat])
-
-    def _best_share(self, flat: np.ndarray, rows: Rows) -> np.ndarray:
-        """(S,) weight per target token of each example's best response, the first of equals."""
-        by_score = np.lexsort((-self._score[flat], rows.occurrence))
-        _, first = np.unique(rows.occurrence, return_index=True)
-        best = by_score[first]
-        share = np.zeros(rows.num_sequences)
-        share[best] = self._weight[rows.position[best]]
-        return share / self._selection.target_count[flat]
+    return torch.relu(1 + margin - beta * (chosen - rejected))
 
 
-def _like(tensor: Tensor, values: np.ndarray) -> Tensor:
-    """The values on the tensor's device; real numbers in its precision."""
-    moved = torch.from_numpy(values).to(tensor.device)
-    return moved.to(tensor.dtype) if moved.is_floating_point() else moved
+def robust_loss(
+    *,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    label_smoothing: float,
+    margin: Tensor | float = 0.0,
+) -> Tensor:
+    """DPO without bias under labels flipped at a known rate, https://arxiv.org/abs/2403.00409.
+
+    Args and result as of `dpo_loss`; may be negative.
+
+    Args:
+        label_smoothing: Rate of flipped labels, below 0.5.
+    """
+    gap = beta * (chosen - rejected)
+    as_told = -functional.logsigmoid(gap - margin)
+    flipped = -functional.logsigmoid(-gap - margin)
+    noise = label_smoothing
+    return ((1 - noise) * as_told - noise * flipped) / (1 - 2 * noise)
+
+
+def simpo_loss(
+    *,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    target_margin: float,
+    margin: Tensor | float = 0.0,
+) -> Tensor:
+    """Simple preference optimization, https://arxiv.org/abs/2405.14734, equation 6.
+
+    Args:
+        chosen: (P,) the policy's average log-probs of the chosen responses: no reference.
+        rejected: (P,) of the rejected.
+        beta: Scale of the reward.
+        target_margin: gamma, by how much every chosen reward should lead.
+        margin: (P,) by how much more this one should.
+
+    Returns:
+        (P,) one loss a pair.
+    """
+    return -functional.logsigmoid(beta * (chosen - rejected) - target_margin - margin)
+
+
+def orpo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Odds ratio, https://arxiv.org/abs/2403.07691, equation 7, times its weight in equation 6.
+
+    The SFT term of equation 6 is the caller's.
+
+    Args:
+        chosen: (P,) the policy's average log-probs of the chosen responses: no reference.
+        rejected: (P,) of the rejected.
+        beta: The paper's lambda.
+
+    Returns:
+        (P,) one loss a pair.
+    """
+    return -beta * functional.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(logprob: Tensor) -> Tensor:
+    """log(p / (1 - p))."""
+    logprob = logprob.clamp(max=_LARGEST_AVERAGE)
+    return logprob - torch.log(-torch.expm1(logprob))
+
+
+def apo_zero_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Anchored preference optimization, https://arxiv.org/abs/2408.06266, equation 7.
+
+    Raises the chosen response and lowers the rejected: for chosen ones better than the model's own.
+
+    Args and result as of `dpo_loss`.
+    """
+    return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Anchored preference optimization, https://arxiv.org/abs/2408.06266, equation 8.
+
+    Lowers both, the rejected response more: for chosen ones worse than the model's own.
+
+    Args and result as of `dpo_loss`.
+    """
+    return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
+
+
+def sppo_hard_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Self-play preference optimization, https://arxiv.org/abs/2405.00675, equation 4.7, for a
+    chosen response that always wins and a rejected one that never does.
+
+    Args and result as of `dpo_loss`.
+
+    Args:
+        beta: 1 / eta of the paper: the log-ratios that are asked for are 1 / (2 beta) and its
+            negative.
+    """
+    return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
+
+
+def plackett_luce_loss(
+    *, chosen: Tensor, rejected: Tensor, slot: Tensor, num_slots: int, beta: float
+) -> Tensor:
+    """DPO on rankings, https://arxiv.org/abs/2305.18290, appendix A.3.
+
+    Each response is drawn against all worse ones of its example. Responses of one score are not
+    told apart: neither is drawn against the other. Two responses make DPO's loss.
+
+    Args:
+        chosen: (P,) log-ratios of the better response in every strictly ordered pair of an example.
+        rejected: (P,) of the worse.
+        slot: (P,) which of the responses the better one is.
+        num_slots: S.
+
+    Returns:
+        (S,) by slot, which an example's loss is the sum of; 0 for a response without a worse one.
+    """
+    lead = beta * (rejected - chosen)
+    # log(1 + sum exp(lead)), with the largest term taken out.
+    largest = lead.new_zeros(num_slots).scatter_reduce(0, slot, lead.detach(), "amax")
+    summed = torch.exp(-largest).index_add(0, slot, torch.exp(lead - largest[slot]))
+    return largest + torch.log(summed)
+
+
+def kto_loss(
+    *,
+    ratio: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman-Tversky optimization, https://arxiv.org/abs/2402.01306, section 4.
+
+    Args:
+        ratio: (S,) log-ratios.
+        desirable: (S,) bool.
+        reference_point: Scalar z0 without a gradient, of the whole step: the mean log-ratio of
+            responses to other prompts, and no less than 0.
+
+    Returns:
+        (S,) one loss a response, between 0 and its weight.
+    """
+    gain = beta * (ratio - reference_point)
+    good = desirable_weight * (1 - torch.sigmoid(gain))
+    return torch.where(desirable, good, undesirable_weight * (1 - torch.sigmoid(-gain)))
+
+
+def virtual_reference(*, chosen: Tensor, rejected: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Several references as one, https://arxiv.org/abs/2405.16388 (MRPO).
+
+    1 / pi_ref is the mean of 1 / pi_k, each model weighted by how clearly it tells the pair apart:
+    a_k proportional to |log pi_k(chosen) - log pi_k(rejected)|, equal where none of them does.
+
+    Args:
+        chosen: (M, P) summed log-probs of the chosen responses, the first reference's first.
+        rejected: (M, P) of the rejected.
+        clip: The others' are clipped to within 1 - clip and 1 + clip times the first's.
+
+    Returns:
+        (P,) each, of chosen and rejected.
+    """
+    clarity = (chosen - rejected).abs()
+    total = clarity.sum(0)
+    share = torch.where(total > 0, clarity / total, 1 / len(clarity))
+    near = (_clip_to_first(logprobs, clip) for logprobs in (chosen, rejected))
+    first, second = (-torch.logsumexp(share.log() - logprobs, 0) for logprobs in near)
+    return first, second
+
+
+def _clip_to_first(logprobs: Tensor, clip: float) -> Tensor:
+    first = logprobs[0]
+    return logprobs.clamp((1 + clip) * first, (1 - clip) * first)

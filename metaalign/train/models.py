@@ -8,17 +8,16 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
 )
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
@@ -29,9 +28,13 @@ from metaalign.errors import ModelError
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.attention import supported_kernel
 from metaalign.train.logprobs import Policy, targets_per_chunk
-
-NEW_ROW_NOISE = 0.1
-"""Spread of new vocabulary rows around the mean of the old, as a share of the old rows' spread."""
+from metaalign.train.vocabulary import (
+    check_tokenizer,
+    fill_new_rows,
+    needed_rows,
+    rows_of,
+    vocabulary_modules,
+)
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
 """Keys that transformers still takes and no longer lists."""
@@ -54,13 +57,14 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
     Raises:
         ModelError: names the model and the setting to change.
     """
-    size = _vocabulary_size(template)
+    size = needed_rows(template)
     source = None if config.path is None else find_model(config.path, storage)
     fits = False
     if source is not None:
         model_config = load_config_of(source)
-        _check_tokenizer(source, template)
-        fits = Path(source).is_dir() and _vocabulary_of(model_config) >= size
+        check_not_quantized(model_config, source)
+        check_tokenizer(source, template)
+        fits = Path(source).is_dir() and rows_of(model_config) >= size
         if fits and Path(source, TEMPLATE_FILE).is_file():
             return Path(source)
     identity = _identity(config, source, template)
@@ -82,7 +86,7 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
     return folder
 
 
-def find_model(path: str, storage: str) -> str:
+def find_model(path: str, storage: str, setting: str = "model.path") -> str:
     """The folder that a model setting means, or the hub name that it is.
 
     Raises:
@@ -93,10 +97,28 @@ def find_model(path: str, storage: str) -> str:
         return str(local)
     if Path(path).is_absolute() or path.count("/") > 1:
         raise ModelError(
-            f"model.path {path!r}: there is no such folder; give a Hugging Face folder, the name "
+            f"{setting} {path!r}: there is no such folder; give a Hugging Face folder, the name "
             f"of one under the storage {storage!r}, or a hub name"
         )
     return path
+
+
+def find_reference(path: str, template: Template, storage: str) -> str:
+    """The folder or hub name of a further reference, which must know the store's tokens.
+
+    Raises:
+        ModelError: there is none, or its tokens are others.
+    """
+    setting = "loss.references"
+    source = find_model(path, storage, setting)
+    check_tokenizer(source, template, setting)
+    size, rows = needed_rows(template), rows_of(load_config_of(source))
+    if rows < size:
+        raise ModelError(
+            f"{setting} {path!r} has a vocabulary of {rows} rows and the token store needs {size}: "
+            "it has not seen the template's tokens; name a model that was trained on such a store"
+        )
+    return source
 
 
 def load_config_of(source: str | Path) -> PretrainedConfig:
@@ -109,6 +131,19 @@ def load_config_of(source: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model.path {str(source)!r} cannot be read: {error}") from error
+
+
+def check_not_quantized(config: PretrainedConfig, source: str | Path) -> None:
+    """Refuse weights that no gradient reaches.
+
+    Raises:
+        ModelError: the folder holds quantized weights.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.path {str(source)!r} holds quantized weights, and metaalign has no QLoRA; give "
+            "the full-precision model, with model.lora for less memory"
+        )
 
 
 def architecture_config(
@@ -155,11 +190,14 @@ def load_policy(
     attention: Literal["sdpa", "flex_attention"],
     layout: Literal["tree", "single"],
     chunk_size_mb: int,
+    activation_checkpointing: bool = False,
+    adapt: Callable[[Any], Any] | None = None,
 ) -> Policy:
     """The policy, in training mode. Under ZeRO stage 3 no worker ever holds the whole model.
 
     Args:
         deepspeed: The settings of the engine that will hold it; None without DeepSpeed.
+        adapt: Puts adapters into the model; None trains all of it.
     """
     config = load_config_of(folder)
     switch_off_dropout(config)
@@ -172,7 +210,11 @@ def load_policy(
         folder, config=config, dtype=dtype, attn_implementation=kernel
     )
     del settings
-    vocab_size = _vocabulary_of(config)
+    if adapt is not None:
+        adapt(model)
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    vocab_size = rows_of(config)
     chunk_targets = targets_per_chunk(chunk_size_mb, vocab_size)
     policy = Policy(model, attention=kernel, layout=layout, chunk_targets=chunk_targets)
     return policy.train()
@@ -252,49 +294,10 @@ def _resized(config: ModelConfig, source: str, size: int) -> Any:
         return model
     model.resize_token_embeddings(size, mean_resizing=False)
     generator = torch.Generator().manual_seed(config.seed)
-    tables = {id(m.weight): m.weight for m in _vocabulary_modules(model)}
-    for table in tables.values():
-        _fill_new_rows(table.data, old, generator)
+    for module in vocabulary_modules(model):
+        fill_new_rows(module.weight.data, old, generator)
     logger.info("vocabulary of %s grown from %d to %d rows", source, old, size)
     return model
-
-
-def _vocabulary_modules(model: Any) -> list[Any]:
-    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return [module for module in modules if module is not None]
-
-
-def _fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
-    """New rows are the mean of the old, so that they are neither likely nor impossible, and a
-    little noise, so that they differ."""
-    known = table[:old].float()
-    noise = torch.randn((len(table) - old, table.shape[1]), generator=generator)
-    table[old:] = (known.mean(0) + NEW_ROW_NOISE * known.std(0) * noise).to(table.dtype)
-
-
-def _check_tokenizer(source: str, template: Template) -> None:
-    """The store's token ids must mean to the model what they mean to its own tokenizer."""
-    try:
-        own = AutoTokenizer.from_pretrained(source).get_vocab()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path {source!r} has no tokenizer: {error}") from error
-    ours = template.tokenizer.get_vocab()
-    wrong = next((token for token, number in own.items() if ours.get(token) != number), None)
-    if wrong is not None:
-        raise ModelError(
-            f"model.path {source!r} has another tokenizer than the token store: {wrong!r} is "
-            f"{own[wrong]} there and {ours.get(wrong)} in the store. Prepare the store with "
-            f"tokenizer.path={source}"
-        )
-
-
-def _vocabulary_size(template: Template) -> int:
-    """Rows that the template's tokens need."""
-    return max(template.tokenizer.get_vocab().values()) + 1
-
-
-def _vocabulary_of(config: PretrainedConfig) -> int:
-    return int(config.get_text_config().vocab_size)
 
 
 def _identity(config: ModelConfig, source: str | None, template: Template) -> str:

@@ -19,27 +19,35 @@ ADAM_STATE = ("exp_avg", "exp_avg_sq")
 """What every Adam here keeps for each parameter, beside the number of its steps."""
 
 
-def optimizer_name(name: str, device_type: str) -> str:
-    """The class that a setting means on this hardware, as it is logged."""
+def optimizer_name(name: str, place: str) -> str:
+    """The class that a setting means where the states rest, as it is logged.
+
+    Args:
+        place: cpu or cuda; cpu also where the optimizer is offloaded.
+    """
     if name == "auto":
-        return "FusedAdam" if device_type == "cuda" else "DeepSpeedCPUAdam"
+        return "FusedAdam" if place == "cuda" else "DeepSpeedCPUAdam"
     return {"adamw": "AdamW", "sgd": "SGD"}[name]
 
 
-def check_compiler(name: str, device_type: str) -> None:
+def check_compiler(name: str, device_type: str, place: str | None = None) -> None:
     """Find what DeepSpeed needs to build its ops, before a worker needs it.
 
-    On a CPU it compiles its collectives for every optimizer; on CUDA FusedAdam alone, and a driver
-    without a GPU cannot tell what the workers have.
+    On a CPU it compiles its collectives for every optimizer; on CUDA its own Adam alone, and a
+    driver without a GPU cannot tell what the workers have.
+
+    Args:
+        place: As in `optimizer_name`; None is the device.
 
     Raises:
         TrainingError: says what is missing and how to get it.
     """
+    optimizer = optimizer_name(name, place or device_type)
     wanted = ["ninja", os.environ.get("CXX", "g++")]
     if device_type == "cuda":
-        if optimizer_name(name, device_type) != "FusedAdam" or not torch.cuda.is_available():
+        if optimizer in ("AdamW", "SGD") or not torch.cuda.is_available():
             return
-        wanted.append("nvcc")
+        wanted += ["nvcc"] * (optimizer == "FusedAdam")
     missing = [tool for tool in wanted if shutil.which(tool) is None]
     if missing:
         remedy = ", or set optimizer.name=adamw" if device_type == "cuda" else ""
@@ -64,10 +72,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_optimizer(
-    groups: Iterable[dict[str, Any]], config: OptimizerConfig, device_type: str
+    groups: Iterable[dict[str, Any]], config: OptimizerConfig, place: str
 ) -> Optimizer:
-    """The optimizer over these parameter groups."""
-    name = optimizer_name(config.name, device_type)
+    """The optimizer over these parameter groups. `place` as in `optimizer_name`."""
+    name = optimizer_name(config.name, place)
     if name == "SGD":
         return torch.optim.SGD(groups, lr=config.learning_rate)
     adam = {"lr": config.learning_rate, "betas": config.betas, "eps": config.epsilon}

@@ -267,5 +267,5 @@ def probe_rows(layout: Layout) -> tuple[Rows, list[Sequence]]:
             row = example // 2 if layout == "tree" else len(sequences)
             sequences.append(Sequence(tokens, len(prompt), row))
     targets = sum(len(sequence.tokens) - sequence.prompt_length for sequence in sequences)
-    rows = lay_out_rows(sequences, num_rows=sequences[-1].row + 1, num_targets=targets, budget=128)
+    rows = lay_out_rows(sequences, num_rows=sequences[-1].row + 1, num_targets=targets, length=64)
     return rows, sequences

@@ -1,6 +1,7 @@
 """The reference pass: every response's log-prob under the model that training starts from.
 
-One forward pass of the training engine before step 0, in shards that a killed pass resumes:
+One forward pass of the training engine before step 0, in shards that a killed pass resumes. A
+further reference is one more pass, by an engine over its own weights that is gone afterwards:
 
     reference/3f2a.../
       00000.npy     float64 log-probs of the first examples' responses, in nats
@@ -14,6 +15,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 
 from metaalign.steps.plan import Sweep
 from metaalign.steps.selection import ranges
-from metaalign.train.engines import Engine
+from metaalign.train.engines import Engine, ForwardEngine
 from metaalign.train.loop import Reader, measure
 
 
@@ -34,7 +36,8 @@ def reference_fingerprint(sweep: Sweep, **parts: str) -> str:
     selection = sweep.selection
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     flat, starts = ranges(selection.response_start, sweep.positions)
-    for array in (selection.example[sweep.positions], starts, selection.response[flat]):
+    response, row = selection.response[flat], selection.response_row[flat]
+    for array in (selection.example[sweep.positions], starts, response, row):
         digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
     digest.update(str(sweep.examples_per_step).encode())
     return digest.hexdigest()[:32]
@@ -46,12 +49,15 @@ def reference_logprobs(
     reader: Reader,
     folder: Path,
     *,
+    other: Callable[[], AbstractContextManager[ForwardEngine]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Run the pass, or what is missing of it, or only read it. Every worker calls it.
 
     Args:
         folder: Of this fingerprint, on a disk that every worker sees.
+        other: Opens an engine over another model, which passes instead of the training engine and
+            is closed again. Not called where nothing is missing.
         progress: Called with the number of shards done.
 
     Returns:
@@ -61,18 +67,20 @@ def reference_logprobs(
     selection = reader.selection
     result = np.full(len(selection.response), np.nan)
     done = _finished(engine, sweep, folder)
-    for step in range(sweep.num_steps):
-        positions = sweep.step(step)
-        flat = ranges(selection.response_start, positions)[0]
-        if done[step]:
-            result[flat] = np.load(_shard(folder, step))
-            continue
-        part = Sweep(sweep.packing, positions, len(positions))
-        result[flat] = measure(engine, part, reader, None).logprobs[flat]
-        if engine.rank == 0:
-            _write(_shard(folder, step), result[flat])
-        if progress:
-            progress(step + 1)
+    opened = nullcontext(engine) if other is None or all(done) else other()
+    with opened as passing:
+        for step in range(sweep.num_steps):
+            positions = sweep.step(step)
+            flat = ranges(selection.response_start, positions)[0]
+            if done[step]:
+                result[flat] = np.load(_shard(folder, step))
+                continue
+            part = Sweep(sweep.packing, positions, len(positions))
+            result[flat] = measure(passing, part, reader, None).logprobs[flat]
+            if engine.rank == 0:
+                _write(_shard(folder, step), result[flat])
+            if progress:
+                progress(step + 1)
     return result
 
 

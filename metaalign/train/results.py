@@ -1,7 +1,8 @@
 """What a run says of itself: the order of held-out pairs, and result.json.
 
     {"job": "dpo", "steps": 400, "seconds": 97.1, "tokens_per_second": 11402.0,
-     "optimizer": "DeepSpeedCPUAdam", "loss": 0.21,
+     "optimizer": "DeepSpeedCPUAdam", "loss": 0.21, "ended": "took every step",
+     "best": {"metric": "loss", "value": 0.24, "step": 360, "measured_since": 1},
      "held_out": {"before": {"loss": 0.693}, "after": {"loss": 0.25}},
      "pair_order": {"accuracy": 0.93, "low": 0.91, "high": 0.95, "count": 512}, ...}
 
@@ -15,26 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from metaalign.data.columns import Columns
-from metaalign.steps.selection import Selection
-from metaalign.train.losses import ordered_slots
+from metaalign.train.row_losses import Gaps
 
 RESULT_FILE = "result.json"
 CONFIDENCE = 0.95
 
 
-def pair_order(
-    selection: Selection,
-    columns: Columns,
-    *,
-    policy: np.ndarray,
-    reference: np.ndarray,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Share of the pairs whose better response gained more over the reference; a tie counts half.
+def pair_order(gaps: Gaps, *, seed: int = 0) -> dict[str, float]:
+    """Share of the pairs whose better response has the larger reward; a tie counts half.
 
     Args:
-        policy: (R,) log-probs of all used responses in nats, as is `reference`.
+        gaps: Every pair of the held-out examples, by what the loss calls its reward: the gain over
+            the reference, or the average log-prob where the loss knows none.
 
     Returns:
         accuracy, and the bounds of its 95% bootstrap interval over examples, low and high; count
@@ -43,13 +36,8 @@ def pair_order(
     # Imported here: it takes half a second, which no worker but the first needs.
     from scipy.stats import bootstrap
 
-    owner = np.repeat(np.arange(len(selection)), selection.response_count)
-    first = columns.response_start[selection.example][owner]
-    pairs = ordered_slots(owner, columns.order_score[first + selection.response])
-    gain = policy - reference
-    difference = gain[pairs.chosen] - gain[pairs.rejected]
-    right = (np.sign(difference) + 1) / 2 * pairs.share
-    by_example = np.bincount(owner[pairs.chosen], weights=right, minlength=len(selection))
+    right = (np.sign(gaps.reward) + 1) / 2 * gaps.share
+    by_example = np.bincount(gaps.example, weights=right)
     accuracy = float(by_example.mean())
     low = high = accuracy
     if by_example.min() < by_example.max():

@@ -5,26 +5,53 @@ Knows no engine and no Ray.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from metaalign.config import DPOConfig, SFTConfig, resolve
+from metaalign.config.dpo import WITH_MARGIN
 from metaalign.data.store import TokenStore
 from metaalign.errors import PlanError
 from metaalign.examples import HELD_OUT, TRAIN
-from metaalign.steps.plan import Layout, Packing, Plan, Sweep
-from metaalign.steps.selection import Selection, select_best, select_ranked, subset
+from metaalign.steps.mixture import Mixture, mixture_of
+from metaalign.steps.plan import LENGTH_MULTIPLE, Layout, Packing, Plan, Sweep
+from metaalign.steps.selection import (
+    Selection,
+    select_best,
+    select_labelled,
+    select_ranked,
+    subset,
+)
+from metaalign.steps.trees import measure_forest
+from metaalign.template import Template
+from metaalign.train.attention import BLOCK
+from metaalign.train.models import context_of, find_reference, load_config_of, weights_fingerprint
+from metaalign.train.probe import choose_layout
 
 EXAMPLES_PER_SWEEP_STEP = 512
 """Examples of one shard of a reference pass, and of one part of a measurement."""
 
 TrainingConfig = SFTConfig | DPOConfig
 DeviceType = Literal["cpu", "cuda"]
+Attention = Literal["sdpa", "flex_attention"]
 
 logger = logging.getLogger(__name__)
+
+
+class Reference(NamedTuple):
+    """A model that training pulls towards beside its start."""
+
+    source: str
+    """Hugging Face folder or hub name."""
+    weights: str
+    """Its fingerprint; of a hub name the name."""
+    context: int
+    """Tokens that it can take."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +64,15 @@ class Task:
     weights: str
     """Its fingerprint."""
     context: int
-    """Tokens that the model can take."""
+    """Tokens that the model, and every further reference, can take."""
     layout: Layout
-    attention: Literal["sdpa", "flex_attention"]
+    attention: Attention
     dtype: Literal["float32", "bfloat16"]
     device_type: DeviceType
+    references: tuple[Reference, ...] = ()
+    """Further references, beside the start."""
+    train_vocabulary: bool = False
+    """Whether embeddings and head are trained beside adapters."""
 
     @property
     def job(self) -> Literal["sft", "dpo"]:
@@ -65,6 +96,7 @@ class Task:
     def from_plain(cls, plain: Mapping[str, Any]) -> "Task":
         """The inverse of `to_plain`; checks every setting again."""
         values = dict(plain)
+        values["references"] = tuple(Reference(*each) for each in values["references"])
         model = {"sft": SFTConfig, "dpo": DPOConfig}[values.pop("job")]
         return cls(**{**values, "config": model.model_validate(values["config"])})
 
@@ -76,6 +108,24 @@ class Materials(NamedTuple):
     plan: Plan
     held_out: Sweep | None
     """None where the store holds out nothing that the loss could use."""
+
+
+def with_references(task: Task, template: Template) -> Task:
+    """The task with its further references, checked against the store's tokens and the layout.
+
+    Raises:
+        ModelError: one cannot be read, or its tokens are others than the store's.
+        LayoutError: one cannot be fed in this layout.
+    """
+    config, found = task.config, []
+    for path in config.loss.references if isinstance(config, DPOConfig) else ():
+        source = find_reference(path, template, config.storage)
+        model_config = load_config_of(source)
+        choose_layout(model_config, task.layout, task.attention)
+        weights = weights_fingerprint(source) if Path(source).is_dir() else source
+        found.append(Reference(source, weights, context_of(model_config)))
+    context = min([task.context, *(reference.context for reference in found)])
+    return replace(task, context=context, references=tuple(found))
 
 
 def gather_materials(task: Task) -> Materials:
@@ -96,14 +146,12 @@ def gather_materials(task: Task) -> Materials:
             f"batch.global_batch_size ({batch.global_batch_size}): {selection.ledger}"
         )
     plan = Plan(
-        selection,
+        _packing(task, store, selection),
         global_batch_size=batch.global_batch_size,
-        budget=batch.budget,
-        rows=batch.rows,
-        layout=task.layout,
         seed=config.seed,
         epochs=config.length.epochs,
         max_steps=config.length.max_steps,
+        mixture=_mixture(task, store, selection),
     )
     return Materials(store, plan, _held_out(task, store))
 
@@ -119,6 +167,8 @@ def identity(task: Task, store: TokenStore) -> dict[str, Any]:
         for section, values in sections.items()
         for key, value in values.model_dump(mode="json").items()
     }
+    if task.references:
+        settings["loss.references"] = [reference.weights for reference in task.references]
     return {
         "job": task.job,
         "store": store.fingerprint,
@@ -128,16 +178,37 @@ def identity(task: Task, store: TokenStore) -> dict[str, Any]:
         "seed": config.seed,
         "batch.global_batch_size": config.batch.global_batch_size,
         "batch.group_by": config.batch.group_by,
+        "batch.mixture": config.batch.mixture,
         # The result compares held-out figures from before the first step with those at the end.
         "held_out.max_examples": config.held_out.max_examples,
+        "model.lora": config.model.model_dump(mode="json")["lora"],
         **settings,
     }
 
 
 def _select(task: Task, store: TokenStore, split: str) -> Selection:
-    select = select_ranked if task.job == "dpo" else select_best
-    group_by = task.config.batch.group_by
-    return select(store.columns, split=split, context=task.context, group_by=group_by)
+    config, columns = task.config, store.columns
+    loss = config.loss if isinstance(config, DPOConfig) else None
+    select = select_best
+    if loss is not None:
+        select = select_labelled if loss.name == "kto" else select_ranked
+    group_by = config.batch.group_by
+    selection = select(columns, split=split, context=task.context, group_by=group_by)
+    with_margin = int((columns.margin[selection.example] != 0).sum())
+    if loss is not None and with_margin and not loss.takes_margin:
+        raise PlanError(
+            f"loss.name {loss.name!r} knows no margin, and {with_margin} of {len(selection)} "
+            f"examples of split {split!r} carry one; take one of {', '.join(WITH_MARGIN)}, or "
+            "prepare the data without `margin`"
+        )
+    return selection
+
+
+def _mixture(task: Task, store: TokenStore, selection: Selection) -> Mixture | None:
+    weights = task.config.batch.mixture
+    if weights is None:
+        return None
+    return mixture_of(store.columns.source_file[selection.example], weights)
 
 
 def _held_out(task: Task, store: TokenStore) -> Sweep | None:
@@ -150,7 +221,17 @@ def _held_out(task: Task, store: TokenStore) -> Sweep | None:
         logger.warning("no held-out loss is measured: %s", error)
         return None
     selection = subset(selection, config.held_out.max_examples, config.seed)
-    packing = Packing(
-        selection, budget=config.batch.budget, rows=config.batch.rows, layout=task.layout
-    )
+    packing = _packing(task, store, selection)
     return Sweep(packing, np.arange(len(selection)), EXAMPLES_PER_SWEEP_STEP)
+
+
+def _packing(task: Task, store: TokenStore, selection: Selection) -> Packing:
+    batch = task.config.batch
+    return Packing(
+        selection,
+        partial(measure_forest, store),
+        budget=batch.budget,
+        rows=batch.rows,
+        layout=task.layout,
+        length_multiple=BLOCK if task.attention == "flex_attention" else LENGTH_MULTIPLE,
+    )

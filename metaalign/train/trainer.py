@@ -4,48 +4,28 @@ The only file of the room that knows Ray.
 """
 
 import logging
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-)
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from metaalign.config import DPOConfig, SFTConfig, resolve
-from metaalign.data.store import TokenStore
-from metaalign.errors import MetaAlignError, TrainingError
+from metaalign.config import DPOConfig, SFTConfig
+from metaalign.errors import CheckpointError, MetaAlignError, StorageError, TrainingError
 from metaalign.tracking import Run
-from metaalign.train.checkpoints import check_identity, newest_checkpoint, read_manifest
-from metaalign.train.devices import choose_attention, choose_device, choose_dtype
-from metaalign.train.export import write_recipe
-from metaalign.train.models import (
-    check_carried,
-    context_of,
-    load_config_of,
-    prepare_initial,
-    weights_fingerprint,
-)
-from metaalign.train.optimizers import check_compiler, optimizer_name
-from metaalign.train.probe import choose_layout
-from metaalign.train.results import RESULT_FILE, read_result, write_result
-from metaalign.train.task import Task, TrainingConfig, gather_materials, identity
-from metaalign.train.workers import TrainingRun, start_engine
+from metaalign.train.devices import choose_device
+from metaalign.train.driver import begin_run, prepare_task, result_of, stoppable
+from metaalign.train.starting import start_engine
+from metaalign.train.task import Task, TrainingConfig
+from metaalign.train.workers import TrainingRun
 
-INITIAL_FOLDER = "initial"
-"""Folder under the storage of a model that had to be made: random, or with a larger vocabulary."""
+RESIZE_INTERVAL_S = 60.0
 
-logger = logging.getLogger(__name__)
+FINAL_ERRORS = {error.__name__: error for error in (TrainingError, CheckpointError, StorageError)}
+"""Every worker meets one of these alike, and would again: it ends the job without a restart."""
 
 
 def run_sft(config: SFTConfig, run: Run | None = None) -> dict[str, Any]:
@@ -62,91 +42,42 @@ def run_dpo(config: DPOConfig, run: Run | None = None) -> dict[str, Any]:
     return _run(config, run)
 
 
-def prepare_task(config: TrainingConfig) -> Task:
-    """Check all that can be wrong, and make the initial model where it must be made.
-
-    Raises:
-        MetaAlignError: names the setting, its value and the remedy.
-    """
-    store = TokenStore.open(resolve(config.storage, config.store))
-    device_type = choose_device(config.workers)
-    check_compiler(config.optimizer.name, device_type)
-    attention = choose_attention(config, device_type)
-    dtype = choose_dtype(config, device_type)
-    # The untrained model of the report is where SFT starts, whatever DPO starts from.
-    name = INITIAL_FOLDER if isinstance(config, SFTConfig) else f"{config.output}_{INITIAL_FOLDER}"
-    folder = Path(config.storage) / name
-    initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
-    model_config = load_config_of(initial)
-    check_carried(model_config)
-    task = Task(
-        config=config,
-        initial=str(initial),
-        weights=weights_fingerprint(initial),
-        context=context_of(model_config),
-        layout=choose_layout(model_config, config.model.layout, attention),
-        attention=attention,
-        dtype=dtype,
-        device_type=device_type,
-    )
-    materials = gather_materials(task)
-    newest = newest_checkpoint(task.folder)
-    if newest is not None:
-        check_identity(read_manifest(newest), identity(task, store), Path(task.folder))
-    logger.info(
-        "%s: %d examples in %d steps, layout %s, %s, %s on %d %s worker(s)",
-        task.job,
-        len(materials.plan.selection),
-        materials.plan.num_steps,
-        task.layout,
-        dtype,
-        optimizer_name(config.optimizer.name, device_type),
-        config.workers.num_workers,
-        device_type,
-    )
-    return task
-
-
 def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
-    task = prepare_task(config)
+    task = prepare_task(config, choose_device(config.workers))
+    begin_run(task)
     workers = config.workers
     gpu = task.device_type == "cuda"
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if gpu else {})}
-    folder = Path(task.folder)
-    template = TokenStore.open(resolve(config.storage, config.store)).template
-    recipe = {"job": task.job, "dtype": task.dtype, "config": config.model_dump(mode="json")}
-    write_recipe(folder, initial=task.initial, template=template, recipe=recipe)
-    (folder / RESULT_FILE).unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"task": task.to_plain(), "run": run.address if run else None},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.num_workers, use_gpu=gpu, resources_per_worker=resources
+            num_workers=workers.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=workers.resize_interval_s or RESIZE_INTERVAL_S,
         ),
         run_config=RunConfig(
             name=config.output,
             storage_path=config.storage,
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": task.device_type}},
         ),
     )
     try:
-        trainer.fit()
+        with stoppable(task):
+            outcome: Any = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{task.job}: {_cause(error)}") from error
-    result = read_result(task.folder)
-    if result is None:
-        raise TrainingError(f"{task.folder}: the workers ended without a {RESULT_FILE}")
-    if "error" in result:
-        raise TrainingError(f"{task.job}: {result['error']}")
-    return result
+    if "error" in outcome:
+        raise FINAL_ERRORS[outcome["kind"]](f"{task.job}: {outcome['error']}")
+    return result_of(task, outcome)
 
 
-def _work(settings: dict[str, Any]) -> None:
-    """The training function of every worker."""
+def _work(settings: dict[str, Any]) -> dict[str, Any]:
+    """The training function of every worker; the run's result, or the error that ended it."""
     task = Task.from_plain(settings["task"])
     _quiet_ray_train()
     context = ray.train.get_context()
@@ -155,15 +86,18 @@ def _work(settings: dict[str, Any]) -> None:
     tracker = None
     if settings["run"] and context.get_world_rank() == 0:
         tracker = Run.attach(settings["run"])
-    track: Callable[..., None] = tracker.log_metrics if tracker else lambda *_: None
     try:
-        TrainingRun(task, engine, publish=_publish, track=track).run()
-    except TrainingError as error:
-        # Every worker meets it alike, and would again: it ends the job without a restart.
-        if engine.rank == 0:
-            write_result(task.folder, {"error": str(error)})
-    if tracker:
-        tracker.close()
+        return TrainingRun(task, engine, tracker=tracker, leaving=_leaving).run()
+    except tuple(FINAL_ERRORS.values()) as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    finally:
+        if tracker:
+            tracker.flush()
+
+
+def _leaving() -> bool:
+    """Whether a node of the run is about to be preempted. A barrier over all workers."""
+    return ray.train.get_preemption_info() is not None
 
 
 def _quiet_ray_train() -> None:
@@ -172,14 +106,6 @@ def _quiet_ray_train() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith((source, "ray.train")):
             logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _publish(name: str, write: Callable[[Path], None]) -> None:
-    """Each worker reports a folder of its own; Ray merges them in the storage."""
-    with tempfile.TemporaryDirectory(prefix="metaalign-") as folder:
-        write(Path(folder))
-        checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings, and the engine that cuts a model over the workers by ZeRO.
+"""The engines that cut a model over the workers by ZeRO: to train it, or only to ask it.
 
 Knows no data, no loss and no Ray.
 """
@@ -24,39 +24,7 @@ from metaalign.train.optimizers import (
     set_learning_rate,
     state_keys,
 )
-
-REDUCE_BUCKET = {"cpu": 4_000_000, "cuda": 100_000_000}
-"""Elements of gradient that are reduced together. DeepSpeed holds one buffer of this size."""
-
-
-def deepspeed_settings(
-    zero: ZeroConfig, *, max_grad_norm: float | None, dtype: torch.dtype, device_type: str
-) -> dict[str, Any]:
-    """The dict that DeepSpeed reads. Steps and learning rates are the loop's own business.
-
-    Gradients are reduced and added up in float32 whatever the precision: DeepSpeed would reduce
-    bfloat16 gradients in bfloat16. It must believe that every micro-batch is a step of its own
-    (gradient accumulation 1); the engine tells it otherwise before each forward.
-    """
-    bucket = REDUCE_BUCKET[device_type]
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm or 0.0,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": zero.stage,
-            "memory_efficient_linear": device_type == "cuda",
-            "overlap_comm": device_type == "cuda",
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-            "stage3_param_persistence_threshold": zero.persistence_threshold,
-        },
-    }
+from metaalign.train.zero_settings import deepspeed_settings, optimizer_place
 
 
 class ZeroEngine:
@@ -86,7 +54,7 @@ class ZeroEngine:
         if zero.stage == 3:
             _gather_by_layer(policy)
         groups = parameter_groups(policy, optimizer.weight_decay)
-        basic = build_optimizer(groups, optimizer, device.type)
+        basic = build_optimizer(groups, optimizer, optimizer_place(zero, device.type))
         self._engine = deepspeed.initialize(
             model=policy, optimizer=basic, config=settings, dist_init_required=False
         )[0]
@@ -133,14 +101,14 @@ class ZeroEngine:
                 full = safe_get_local_fp32_param(parameter)
             else:
                 full = safe_get_local_optimizer_state(parameter, key)
-            return full.detach()[: self._extent(parameter)[1]]
+            return full.detach()[: self._extent(parameter)[1]].to(self.device)
         if self._stage == 0:
             full = parameter if key is None else self.optimizer.state[parameter][key]
         elif key is None:
             full = safe_get_full_fp32_param(parameter)
         else:
             full = safe_get_full_optimizer_state(parameter, key)
-        return full.detach().flatten().narrow(0, *self._extent(parameter))
+        return full.detach().flatten().narrow(0, *self._extent(parameter)).to(self.device)
 
     def load_shard(self, name: str, key: str | None, value: Tensor) -> None:
         parameter: Any = self._parameters[name]
@@ -219,6 +187,51 @@ class ZeroEngine:
             persistent[0].all_gather(persistent)
         elif self._stage in (1, 2):
             self._zero.update_lp_params()
+
+
+class FrozenEngine:
+    """A model that is only asked, over all workers: its parameters cut as the training engine's
+    under stage 3, whole elsewhere. It has neither gradients nor an optimizer."""
+
+    def __init__(
+        self, policy: nn.Module, *, zero: ZeroConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        import deepspeed
+
+        join_deepspeed()
+        self.policy = policy.requires_grad_(False)
+        self.device = device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._call: nn.Module = policy
+        if zero.stage < 3:
+            policy.to(device)
+            return
+        _gather_by_layer(policy)
+        settings = deepspeed_settings(
+            zero, max_grad_norm=None, dtype=dtype, device_type=device.type
+        )
+        self._call = deepspeed.initialize(model=policy, config=settings, dist_init_required=False)[
+            0
+        ]
+
+    def forward(self, rows: TensorRows, *, last: bool = True) -> Tensor:  # noqa: ARG002
+        return self._call(rows)
+
+    def sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def release(self) -> None:
+        """Give its memory back. DeepSpeed 0.19's hooks keep the modules themselves alive."""
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not self.policy]
+        for parameter in self.policy.parameters():
+            for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+                if tensor is not None:
+                    tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def join_deepspeed() -> None:

@@ -1,0 +1,216 @@
+"""Writing checkpoints while training goes on.
+
+`save` copies the state and returns; a thread of each worker writes the copy, over a process group
+of its own, so that its talk and training's never mix. Knows no Ray.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
+
+from metaalign.errors import StorageError
+from metaalign.train.checkpoints import (
+    METADATA,
+    SCHEMA_VERSION,
+    as_global,
+    describe_file,
+    entry,
+    step_folder,
+    write_manifest,
+)
+from metaalign.train.engines import Engine
+from metaalign.train.history import keep_checkpoints
+
+T = TypeVar("T")
+MIB = 2**20
+
+
+class Snapshot(NamedTuple):
+    """A worker's share of the state after a step, copied to the CPU: training may go on."""
+
+    step: int
+    shards: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    state_keys: tuple[str, ...]
+    progress: dict[str, Any]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of the tensors of all workers."""
+        numel = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return 4 * numel * (1 + len(self.state_keys))
+
+
+def take_snapshot(engine: Engine, step: int, progress: Mapping[str, Any]) -> Snapshot:
+    """Every worker calls it, with the number of steps taken."""
+    shapes, keys = engine.shapes(), engine.state_keys()
+    shards = {
+        entry(name, key): engine.shard(name, key).to("cpu", copy=True)
+        for key in (None, *keys)
+        for name in shapes
+    }
+    return Snapshot(step, shards, shapes, keys, copy.deepcopy(dict(progress)))
+
+
+class Saver:
+    """Saves a run's checkpoints. Every worker has one and calls it alike."""
+
+    def __init__(
+        self, engine: Engine, run_folder: str | Path, *, identity: Mapping[str, Any], newest: int
+    ) -> None:
+        """Start no thread yet.
+
+        Args:
+            identity: What a resume must not change: fingerprints, seed, batch size.
+            newest: Complete checkpoints that are kept.
+        """
+        self._engine = engine
+        self._run_folder = Path(run_folder)
+        self._identity = dict(identity)
+        self._newest = newest
+        self._group: Any = None
+        self._mesh: DeviceMesh | None = None
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+            self._mesh = DeviceMesh.from_group(self._group, "cpu")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Copy the state after this many steps, and write it while training goes on.
+
+        Waits for the checkpoint before it.
+
+        Args:
+            progress: What a resume goes on from, beside the tensors.
+
+        Raises:
+            StorageError: as `wait`, for the checkpoint before it.
+        """
+        self.wait()
+        snapshot = take_snapshot(self._engine, step, progress)
+        self._pending = self._pool.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is complete.
+
+        Raises:
+            StorageError: it could not be written, on whichever worker; raised on all of them.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        folder = self._run_folder / step_folder(snapshot.step)
+        try:
+            self._together(lambda: self._make_room(folder, snapshot.total_bytes))
+            self._write_tensors(folder, snapshot)
+            parts = self._together(lambda: self._own_files(folder))
+            files = {name: file for part in parts for name, file in part.items()}
+            self._together(lambda: self._commit(folder, snapshot, files))
+        except OSError as error:
+            raise self._storage_error(folder, snapshot, error) from error
+        if self._engine.rank == 0:
+            best = snapshot.progress.get("best")
+            keep_checkpoints(self._run_folder, self._newest, best["step"] if best else None)
+
+    def _make_room(self, folder: Path, needed_bytes: int) -> None:
+        """Clear what an interrupted attempt or a damaged checkpoint left; is there space?"""
+        if self._engine.rank:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < needed_bytes:
+            raise OSError("no space left on the device")
+
+    def _write_tensors(self, folder: Path, snapshot: Snapshot) -> None:
+        tensors = {
+            entry(name, key): as_global(
+                snapshot.shards[entry(name, key)], torch.Size(shape).numel(), self._mesh
+            )
+            for key in (None, *snapshot.state_keys)
+            for name, shape in snapshot.shapes.items()
+        }
+        try:
+            save(
+                tensors,
+                storage_writer=FileSystemWriter(folder),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:
+            # Every worker meets it, whichever could not write.
+            causes = [cause for cause, _ in error.failures.values()]
+            if not all(_is_storage_failure(cause) for cause in causes):
+                raise
+            raise OSError(f"{causes[0]}") from error
+
+    def _own_files(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Size and checksum of what this worker wrote, by name."""
+        rank = self._engine.rank
+        own = [*folder.glob(f"__{rank}_*.distcp"), *([folder / METADATA] if rank == 0 else [])]
+        return {path.name: describe_file(path) for path in own}
+
+    def _commit(self, folder: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
+        if self._engine.rank:
+            return
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "step": snapshot.step,
+            "identity": self._identity,
+            "progress": snapshot.progress,
+            "state_keys": list(snapshot.state_keys),
+            "shapes": {name: list(shape) for name, shape in snapshot.shapes.items()},
+            "files": files,
+        }
+        write_manifest(folder, manifest)
+
+    def _together(self, action: Callable[[], T]) -> list[T]:
+        """Do something on every worker; what each returned.
+
+        Raises:
+            OSError: what any of them met, on all of them.
+        """
+        problem = result = None
+        try:
+            result = action()
+        except OSError as error:
+            problem = str(error)
+        found: list[Any] = [(result, problem)]
+        if self._group is not None:
+            found = [None] * self._engine.world_size
+            dist.all_gather_object(found, (result, problem), group=self._group)
+        problems = [problem for _, problem in found if problem is not None]
+        if problems:
+            raise OSError(problems[0])
+        return [result for result, _ in found]
+
+    def _storage_error(self, folder: Path, snapshot: Snapshot, error: OSError) -> StorageError:
+        free = shutil.disk_usage(self._run_folder).free / MIB
+        self._together(lambda: None)
+        if self._engine.rank == 0:
+            # It does not count, and what it takes may be what the job needs to end in order.
+            shutil.rmtree(folder, ignore_errors=True)
+        return StorageError(
+            f"step {snapshot.step}: the checkpoint could not be written to {folder}: {error}. It "
+            f"takes {snapshot.total_bytes / MIB:.1f} MiB, and {free:.1f} MiB are free there; free "
+            "some or lower checkpoint.keep, and submit the job again: it goes on from the last "
+            "complete checkpoint"
+        )
+
+
+def _is_storage_failure(cause: BaseException) -> bool:
+    # torch's zip writer turns a failed write into a RuntimeError of its own.
+    return isinstance(cause, OSError) or "PytorchStreamWriter" in str(cause)

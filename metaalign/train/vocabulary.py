@@ -1,0 +1,60 @@
+"""The token ids of a template against those of a model: rows that are needed, new, or misplaced."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PretrainedConfig
+
+from metaalign.errors import ModelError
+from metaalign.template import Template
+
+NEW_ROW_NOISE = 0.1
+"""Spread of new vocabulary rows around the mean of the old, as a share of the old rows' spread."""
+
+
+def vocabulary_modules(model: Any) -> list[Any]:
+    """Embedding and head; one of them alone where they share their weights."""
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    distinct: dict[int, nn.Module] = {id(m.weight): m for m in modules if m is not None}
+    return list(distinct.values())
+
+
+def has_new_tokens(source: str, template: Template) -> bool:
+    """Whether the template has tokens that the pretrained model at `source` never saw."""
+    own = AutoTokenizer.from_pretrained(source).get_vocab()
+    return not own.keys() >= template.tokenizer.get_vocab().keys()
+
+
+def needed_rows(template: Template) -> int:
+    """Rows that the template's tokens need."""
+    return max(template.tokenizer.get_vocab().values()) + 1
+
+
+def rows_of(config: PretrainedConfig) -> int:
+    """Rows of the model's embedding."""
+    return int(config.get_text_config().vocab_size)
+
+
+def fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
+    """New rows are the mean of the old, so that they are neither likely nor impossible, and a
+    little noise, so that they differ."""
+    known = table[:old].float()
+    noise = torch.randn((len(table) - old, table.shape[1]), generator=generator)
+    table[old:] = (known.mean(0) + NEW_ROW_NOISE * known.std(0) * noise).to(table.dtype)
+
+
+def check_tokenizer(source: str, template: Template, setting: str = "model.path") -> None:
+    """The store's token ids must mean to the model what they mean to its own tokenizer."""
+    try:
+        own = AutoTokenizer.from_pretrained(source).get_vocab()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{setting} {source!r} has no tokenizer: {error}") from error
+    ours = template.tokenizer.get_vocab()
+    wrong = next((token for token, number in own.items() if ours.get(token) != number), None)
+    if wrong is not None:
+        raise ModelError(
+            f"{setting} {source!r} has another tokenizer than the token store: {wrong!r} is "
+            f"{own[wrong]} there and {ours.get(wrong)} in the store. Prepare the store with "
+            f"tokenizer.path={source}"
+        )

@@ -1,0 +1,84 @@
+"""The jobs without Ray: one process and two of torchrun, as a user starts them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from metaalign.data.store import TokenStore
+from metaalign.train.results import read_result
+from tests.tiny_task import settings_of
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = "metaalign.train.standalone"
+
+
+@pytest.fixture(scope="module")
+def storage(
+    tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., TokenStore]
+) -> Path:
+    folder = tmp_path_factory.mktemp("standalone")
+    make_store(folder / "store")
+    return folder
+
+
+def start(launcher: list[str], job: str, storage: Path, **changed: Any) -> Any:
+    """Run a job in the ways of the shell; what the process gave."""
+    settings = settings_of(storage, **changed)
+    del settings["workers"]
+    file = storage / f"{changed['output']}.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, MODULE, job, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_one_process_and_two_of_torchrun_take_the_same_steps(storage: Path) -> None:
+    results = {}
+    for output, launcher in {
+        "one": [],
+        "two": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+    }.items():
+        done = start(launcher, "dpo", storage, output=output, loss={"beta": 1.0})
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "dpo: 24 examples in 6 steps" in done.stdout
+        results[output] = read_result(storage / output)
+    one, two = results["one"], results["two"]
+    assert (one["workers"], two["workers"]) == (1, 2)
+    assert one["optimizer"] == two["optimizer"] == "DeepSpeedCPUAdam"
+    # Before the first step all rewards are ties but for rounding, and so is their order.
+    before = [result["held_out"]["before"]["loss"] for result in (one, two)]
+    assert before[0] == pytest.approx(before[1], abs=1e-5)
+    assert two["held_out"]["after"] == pytest.approx(one["held_out"]["after"], abs=1e-5)
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+    assert one["held_out"]["after"]["loss"] < one["held_out"]["before"]["loss"]
+
+
+def test_what_is_wrong_is_one_line(storage: Path) -> None:
+    done = start([], "sft", storage, output="wrong", store="nowhere")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("DataError: ")
+    assert "does not exist; run the prepare job first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_is_tracked_and_goes_on_where_it_stopped(storage: Path) -> None:
+    done = start([], "sft", storage, output="tracked")
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = start([], "sft", storage, output="tracked")
+    assert again.returncode == 0, again.stderr[-3000:]
+    first = json.loads((storage / "tracked" / "result.json").read_text())
+    assert first["steps"] == 6
+    assert "6/6" in done.stderr
+    assert "1/6" not in again.stderr
+    assert (storage / "mlflow.db").is_file()
