@@ -15,7 +15,7 @@ BASE_PYTHON = $(shell for name in python3.11 python3.12 python3; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& command -v $$name && break; done)
 
-.PHONY: help setup demo test test-slow check serve ui lock
+.PHONY: help setup demo test test-slow bench check serve ui lock
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,13 +57,18 @@ test: $(READY) ## the tests that pass in under 15 minutes on two cores
 test-slow: $(READY) ## the tests that take longer
 	@$(BIN)/python -m pytest -q -m "slow and not gpu" tests
 
+bench: $(READY) ## measure one of tests/benchmarks beside its peers: make bench NAME=dpo_vs_trl
+	@test -n "$(NAME)" || { echo "NAME is one of:"; \
+		grep -l '^    print_report(' tests/benchmarks/*.py | sed 's/.*\//  /; s/\.py//'; exit 1; }
+	@$(BIN)/python -m tests.benchmarks.$(NAME)
+
 check: $(READY) ## ruff, format and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
 lock: $(READY) ## pin what pyproject.toml asks for; what is pinned stays where it may
-	@$(BIN)/pip-compile --quiet --extra dev --strip-extras --allow-unsafe --no-header \
+	@$(BIN)/pip-compile --quiet --extra dev --extra bench --strip-extras --allow-unsafe --no-header \
 		--no-annotate --no-emit-options --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
 	@sed -i 's/+cpu$$//' requirements.lock

@@ -1,0 +1,264 @@
+"""The two sides of a duel, each a process that takes optimizer steps when it is told to.
+
+    python -m tests.benchmarks.contenders '{"side": "ours", "job": "dpo", ...}'
+
+It reads lines `go N` and answers with one JSON line: the seconds, losses and gradient norms of the
+next N steps, and the peak of its memory so far. Both sides take the same examples in the same
+steps, from the same weights, in float32 with torch's fused AdamW, without DeepSpeed.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.sections import OptimizerConfig
+from metaalign.data.store import TokenStore
+from metaalign.steps.plan import Packing, Plan
+from metaalign.steps.selection import select_best, select_ranked
+from metaalign.steps.trees import measure_forest
+from metaalign.train.engines import PlainEngine
+from metaalign.train.logprobs import Policy, targets_per_chunk
+from metaalign.train.loop import GRAD_NORM, LOSS, Metrics, Reader, measure, train
+from metaalign.train.row_losses import PairLoss, SFTLoss
+
+BETA = 0.1
+EXAMPLES_PER_SWEEP_STEP = 16
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one side is to do."""
+
+    side: str
+    """ours or trl."""
+    job: str
+    """sft or dpo."""
+    store: str
+    model: str
+    steps: int
+    global_batch_size: int
+    group_by: str = "example"
+    threads: int = 2
+    learning_rate: float = 1e-4
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of ours: budget, rows, chunk_size_mb. Of TRL: arguments of its config."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Gate:
+    """Lets steps through as the other end asks for them, and tells it what they took."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+        self._left = 0
+        self._done: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Before a step: returns at once while there are steps left of the last `go N`."""
+        if self._left:
+            self._left -= 1
+            return
+        if self._done:
+            seconds = time.perf_counter() - self._began
+            self._tell({**self._done, "seconds": seconds, "peak_mb": memory_mb("VmHWM")})
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+            self._tell({"ready": True, "resident_mb": memory_mb("VmRSS")})
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(0)
+        self._left = int(line.split()[1]) - 1
+        self._done = {"losses": [], "grad_norms": []}
+        self._began = time.perf_counter()
+
+    def passed(self, loss: float, grad_norm: float) -> None:
+        """After a step."""
+        self._done["losses"].append(loss)
+        self._done["grad_norms"].append(grad_norm)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._out.write(json.dumps(message) + "\n")
+        self._out.flush()
+
+
+def memory_mb(field_name: str) -> float:
+    """VmRSS, the resident memory of this process, or VmHWM, its peak, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(field_name))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def plan_of(spec: Spec) -> tuple[TokenStore, Plan]:
+    """The steps, the same for both sides."""
+    store = TokenStore.open(spec.store)
+    select = select_ranked if spec.job == "dpo" else select_best
+    options: Any = {"group_by": spec.group_by, "split": "train", "context": 4096}
+    packing = Packing(
+        select(store.columns, **options),
+        partial(measure_forest, store),
+        budget=spec.options.get("budget", 4096),
+        rows=spec.options.get("rows", 1),
+        layout="tree",
+    )
+    plan = Plan(
+        packing,
+        global_batch_size=spec.global_batch_size,
+        seed=0,
+        epochs=None,
+        max_steps=spec.steps,
+    )
+    return store, plan
+
+
+def load_model(spec: Spec) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        spec.model, dtype=torch.float32, attn_implementation="sdpa"
+    )
+
+
+def run_ours(spec: Spec, gate: Gate) -> None:
+    """The package's own step, in one process without Ray and without DeepSpeed."""
+    store, plan = plan_of(spec)
+    selection = plan.selection
+    optimizer = OptimizerConfig(
+        name="adamw", learning_rate=spec.learning_rate, schedule="constant", warmup_ratio=0,
+        betas=(0.9, 0.999), max_grad_norm=1.0,
+    )  # fmt: skip
+    model = load_model(spec)
+    chunk = targets_per_chunk(spec.options["chunk_size_mb"], model.config.vocab_size)
+    policy = Policy(model, attention="sdpa", layout="tree", chunk_targets=chunk).train()
+    engine = PlainEngine(policy, optimizer)
+    reader = Reader(store, selection)
+    loss: Any = SFTLoss(selection, store.columns)
+    if spec.job == "dpo":
+        sweep = plan.sweep(EXAMPLES_PER_SWEEP_STEP)
+        reference = measure(engine, sweep, reader, None).logprobs
+        config = PreferenceLossConfig(beta=BETA)
+        loss = PairLoss(selection, store.columns, reference[None], config)
+
+    def after_step(_: int, metrics: Metrics) -> bool:
+        gate.passed(metrics[LOSS], metrics[GRAD_NORM])
+        gate.wait()
+        return False
+
+    gate.wait()
+    train(engine, plan, reader, loss, optimizer=optimizer, after_step=after_step)
+
+
+def sequences_of(spec: Spec) -> list[dict[str, list[int]]]:
+    """Every visit of the plan in its order, as TRL's trainers hold a tokenized example."""
+    store, plan = plan_of(spec)
+    selection = plan.selection
+    visits = np.concatenate([plan.step(step) for step in range(plan.num_steps)])
+    examples = []
+    for position in visits.tolist():
+        row = int(selection.example[position])
+        prompt = store.prompt(row).tolist()
+        chosen, rejected = (store.response(row, number).tolist() for number in (0, 1))
+        if spec.job == "dpo":
+            example = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        else:
+            labels = [-100] * len(prompt) + chosen
+            example = {"input_ids": prompt + chosen, "labels": labels}
+        examples.append(example)
+    return examples
+
+
+def run_trl(spec: Spec, gate: Gate) -> None:
+    """TRL's trainer of the same job, over the same token ids."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    class Callback(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            gate.wait()
+
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "loss" in logs:
+                gate.passed(float(logs["loss"]), float(logs["grad_norm"]))
+
+    base: Any = DPOTrainer if spec.job == "dpo" else SFTTrainer
+
+    class InOrder(base):
+        """Takes the examples in the order of the plan, tokenized as they are."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+    settings: dict[str, Any] = {
+        "output_dir": f"{spec.model}-trl-{os.getpid()}",
+        "per_device_train_batch_size": spec.global_batch_size,
+        "gradient_accumulation_steps": 1,
+        "max_steps": spec.steps,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "adam_beta2": 0.999,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch_fused",
+        "bf16": False,
+        "use_cpu": True,
+        "max_length": None,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "disable_tqdm": True,
+        "report_to": [],
+        "save_strategy": "no",
+        "seed": 0,
+    }
+    if spec.job == "dpo":
+        config: Any = DPOConfig(**{**settings, "beta": BETA, **spec.options})
+    else:
+        settings |= {"completion_only_loss": True, **spec.options}
+        config = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
+    tokenizer = TokenStore.open(spec.store).template.tokenizer
+    model = load_model(spec)
+    more = {"ref_model": load_model(spec)} if _needs_reference(spec) else {}
+    trainer = InOrder(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(sequences_of(spec)),
+        processing_class=tokenizer,
+        callbacks=[Callback()],
+        **more,
+    )
+    trainer.train()
+    gate.wait()
+
+
+def _needs_reference(spec: Spec) -> bool:
+    return spec.job == "dpo" and not spec.options.get("precompute_ref_log_probs", False)
+
+
+SIDES: dict[str, Callable[[Spec, Gate], None]] = {"ours": run_ours, "trl": run_trl}
+
+
+def main() -> None:
+    spec = Spec(**json.loads(sys.argv[1]))
+    torch.set_num_threads(spec.threads)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    SIDES[spec.side](spec, Gate(out))
+
+
+if __name__ == "__main__":
+    main()
