@@ -21,6 +21,8 @@ export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$(dirname "$(dirname "$ray"
 
 unset RAY_ADDRESS
 export RAY_AUTH_MODE=token
+# What `ray job stop` waits for a job to save and end.
+export RAY_JOB_STOP_WAIT_TIME_S=120
 export RAY_USAGE_STATS_ENABLED=0
 # One machine of one's own is not preempted: nothing to watch, and a process less to start.
 export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0
