@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from metaalign.steps.trees import Sequence, lay_out_rows
+from metaalign.steps.trees import Rows, Sequence, lay_out_rows
 from metaalign.train.attention import dense_mask
-from metaalign.train.blocked_attention import BLOCK_QUERIES, BLOCKED_SDPA, first_key_by_block
+from metaalign.train.blocked_attention import (
+    BLOCK_QUERIES,
+    BLOCKED_SDPA,
+    ROWS_APART,
+    blocked_sdpa,
+    find_blocks,
+)
 from metaalign.train.logprobs import Policy, to_tensors
 
 
@@ -23,23 +30,47 @@ def sequences(lengths: tuple[int, ...], row: int = 0) -> list[Sequence]:
     return found
 
 
-def test_a_block_starts_at_the_first_key_that_it_sees() -> None:
-    # Trees of 200 + 80, 100 + 80 and 60 + 80 tokens begin at 0, 280 and 460; blocks at multiples
-    # of 128: those at 256 and 384 reach back into the trees that their first tokens belong to.
-    rows = lay_out_rows(sequences((200, 100, 60)), num_rows=1, num_targets=240, length=640)
-    mask = dense_mask(torch.from_numpy(rows.subtree_end), torch.from_numpy(rows.positions))
-    first = first_key_by_block(mask)
-    tree = {int(begin): end for begin, end in enumerate(rows.subtree_end[0]) if end - begin > 90}
+def mask_of(rows: Rows) -> torch.Tensor:
+    return dense_mask(torch.from_numpy(rows.subtree_end), torch.from_numpy(rows.positions))
+
+
+def test_blocks_follow_the_trees_of_a_row() -> None:
+    # Trees of 280, 180 and 140 tokens, then padding to 640. What is longer than 128 is cut into
+    # even parts; the last part of a tree takes in what follows while both fit into 128.
+    seen = torch.eye(640, dtype=torch.bool)
+    for begin, end in ((0, 280), (280, 460), (460, 600)):
+        seen[begin:end, begin:end] = torch.ones(end - begin, end - begin).tril() > 0
+    found = list(find_blocks(seen[None, None], torch.float32))
     assert BLOCK_QUERIES == 128
-    assert first[0] == first[1] == 0
-    roots = [begin for begin in tree if rows.positions[0, begin] == 0]
-    assert len(roots) == 3
-    # A block of tokens in the middle of a tree sees its root and nothing before.
-    for number, key in enumerate(first[:4]):
-        inside = max(root for root in roots if root <= number * 128)
-        assert key == inside
-    # The last block is padding after the 600 tokens but for its start.
-    assert first[4] == max(roots)
+    ends = [(block.queries.start, block.queries.stop) for block in found]
+    assert ends == [(0, 93), (93, 186), (186, 280), (280, 370), (370, 460), (460, 530), (530, 640)]
+    keys = [(block.keys.start, block.keys.stop) for block in found]
+    assert keys == [(0, 93), (0, 186), (0, 280), (280, 370), (280, 460), (460, 530), (460, 640)]
+
+
+def test_a_block_leaves_out_the_branches_that_it_does_not_see() -> None:
+    # A prompt of 20 tokens with responses of 100, 100 and 100: the last one sees the prompt and
+    # itself. Its block, 214 to 320, begins within the second response.
+    prompt = np.arange(1, 21)
+    laid = [
+        Sequence(np.concatenate([prompt, np.full(100, 30 + number)]), 20, 0) for number in range(3)
+    ]
+    rows = lay_out_rows(laid, num_rows=1, num_targets=300, length=320)
+    *_, last = find_blocks(mask_of(rows), torch.float32)
+    assert last.queries == slice(213, 320)
+    assert isinstance(last.keys, torch.Tensor)
+    assert last.keys.tolist() == [*range(20), *range(120, 320)]
+    seen = last.bias[0, 0] == 0
+    assert seen[0].sum() == 20 + 94  # token 213 is the 94th of the second response
+    assert seen[-1].sum() == 20 + 100
+
+
+def test_short_rows_share_their_blocks_and_long_ones_do_not() -> None:
+    mask = torch.ones(3, 1, 200, 200, dtype=torch.bool).tril()
+    assert [block.rows for block in find_blocks(mask, torch.float32)] == [slice(0, 3)] * 2
+    mask = torch.ones(2, 1, ROWS_APART, ROWS_APART, dtype=torch.bool).tril()
+    rows = [block.rows for block in find_blocks(mask, torch.float32)]
+    assert rows == [slice(0, 1)] * 4 + [slice(1, 2)] * 4
 
 
 @pytest.mark.parametrize("lengths", [((200, 100, 60),), ((200, 100, 60), (90, 310))])
@@ -67,24 +98,21 @@ def test_blocks_change_neither_logprobs_nor_gradients(lengths: tuple[tuple[int, 
         torch.testing.assert_close(blocked, dense, atol=1e-10, rtol=1e-10)
 
 
-def test_blocks_compute_fewer_pairs_than_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaalign.train import blocked_attention
-
-    pairs = []
-    plain = blocked_attention.sdpa_attention_forward
-
-    def counted(module, query, key, *rest, **settings):
-        pairs.append(query.shape[2] * key.shape[2])
-        return plain(module, query, key, *rest, **settings)
-
-    monkeypatch.setattr(blocked_attention, "sdpa_attention_forward", counted)
+def test_blocks_compute_fewer_pairs_than_the_square() -> None:
+    # Each tree of 280 is cut into 93, 93 and 94 queries, which meet 93, 186 and 280 keys but for
+    # the last: 94 queries of both responses see them all.
     rows = lay_out_rows(sequences((200, 200)), num_rows=1, num_targets=160, length=560)
-    tensors = to_tensors(rows)
-    mask = dense_mask(tensors.subtree_end, tensors.positions)
-    query = torch.randn(1, 2, 560, 8)
+    blocks = list(find_blocks(mask_of(rows), torch.float32))
+    pairs = sum(block.bias.numel() for block in blocks)
+    assert pairs == 2 * (93 * 93 + 93 * 186 + 94 * 280) < 560 * 560 / 2
+
+
+def test_a_row_without_a_gradient_is_the_same() -> None:
+    torch.manual_seed(0)
+    rows = lay_out_rows(sequences((200, 200)), num_rows=1, num_targets=160, length=560)
+    mask, query = mask_of(rows), torch.randn(1, 2, 560, 8)
     module = torch.nn.Identity()
-    output, _ = blocked_attention.blocked_sdpa(module, query, query, query, mask, scaling=0.3)
-    assert output.shape == (1, 560, 2, 8)
-    # Blocks at 0, 128, 256, 384, 512 end at 128, 256, 384, 512, 560; the trees begin at 0 and 280.
-    expected = 128 * 128 + 128 * 256 + 128 * 384 + 128 * (512 - 280) + 48 * (560 - 280)
-    assert sum(pairs) == expected < 560 * 560 / 2
+    found, _ = blocked_sdpa(module, query, query[:, :1], query[:, 1:], mask, scaling=0.3)
+    key, value = query[:, :1].expand(1, 2, 560, 8), query[:, 1:].expand(1, 2, 560, 8)
+    wanted = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(found, wanted.transpose(1, 2), atol=1e-5, rtol=1e-5)

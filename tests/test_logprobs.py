@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from metaalign.steps.trees import Rows, Sequence, lay_out_rows
+from metaalign.train import blocked_attention
 from metaalign.train.logprobs import Policy, sequence_logprobs, targets_per_chunk, to_tensors
 
 SIZES = {
@@ -83,9 +84,12 @@ def gradients(model: PreTrainedModel, logprobs: Tensor) -> dict[str, Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters()}
 
 
+@pytest.mark.parametrize("block", [16, 128], ids=["blocks", "whole"])
 @pytest.mark.parametrize("responses", [1, 2, 3], ids=["sft", "pairs", "rankings"])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_trees_equal_the_sequences_run_one_by_one(architecture, responses):
+def test_trees_equal_the_sequences_run_one_by_one(architecture, responses, block, monkeypatch):
+    # Rows of 128 tokens are one block of the usual size.
+    monkeypatch.setattr(blocked_attention, "BLOCK_QUERIES", block)
     model = build(CONFIGS[architecture]())
     sequences = examples(responses)
     rows = lay_out(sequences)

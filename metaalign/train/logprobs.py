@@ -87,7 +87,9 @@ class Policy(nn.Module):
                 dtype=self.model.dtype,
             )
         output = decoder_of(self.model)(input_ids=rows.tokens, use_cache=False, **arguments)
-        hidden = output.last_hidden_state.flatten(0, 1)[rows.predictor]
+        # As a table of embeddings: where several targets have one predictor, its gradient adds them
+        # in a fixed order, which indexing does not promise.
+        hidden = functional.embedding(rows.predictor, output.last_hidden_state.flatten(0, 1))
         if len(hidden) <= self.chunk_targets:
             return self._chunk(hidden, rows.target)
         chunks = zip(
