@@ -103,8 +103,11 @@ class Reader:
         return read_ahead(self._build(steps, engine, start))
 
     def _build(self, steps: Steps, engine: ForwardEngine, start: int) -> Iterator[MicroBatch]:
-        for step in range(start, steps.num_steps):
-            layouts = steps.layout(step, engine.world_size)
+        # A step is planned while the one before it is read: planning may take longer than a
+        # micro-batch, and never longer than a step.
+        numbers = range(start, steps.num_steps)
+        layouts_by_step = (steps.layout(step, engine.world_size) for step in numbers)
+        for step, layouts in zip(numbers, read_ahead(layouts_by_step, depth=1), strict=True):
             weight = float(self.selection.loss_weight[steps.step(step)].sum())
             for number, micro in enumerate(layouts):
                 rows = build_rows(self.store, self.selection, micro, engine.rank)
@@ -165,10 +168,11 @@ def measure(engine: ForwardEngine, steps: Steps, reader: Reader, loss: Loss | No
     """
     selection = reader.selection
     totals = Totals(loss.metrics if loss else (), engine.device)
-    logprobs = torch.zeros(len(selection.response), dtype=torch.float64, device=engine.device)
+    everything = np.arange(len(selection.response))
+    logprobs = torch.zeros(len(everything), dtype=torch.float64, device=engine.device)
     batches = looked_ahead(engine, reader.batches(steps, engine), loss)
     for batch, values in forward_only(engine, batches):
-        put_sequences(logprobs, selection, batch, values)
+        put_sequences(logprobs, everything, selection, batch, values)
         if loss is not None:
             totals.add(loss(values, batch.rows), batch)
     visited = np.concatenate([steps.step(step) for step in range(steps.num_steps)])
@@ -206,21 +210,22 @@ def looked_ahead(
 
 
 def put_sequences(
-    target: Tensor, selection: Selection, batch: MicroBatch, logprobs: Tensor
+    target: Tensor, responses: np.ndarray, selection: Selection, batch: MicroBatch, logprobs: Tensor
 ) -> None:
-    """Write a micro-batch's summed log-probs to their places among all used responses.
+    """Write a micro-batch's summed log-probs to their places.
 
     Args:
-        target: (R,) float64, written in place.
+        target: (n,) float64, written in place.
+        responses: (n,) which of all used responses each is, ascending.
         logprobs: (T,).
     """
     rows = batch.rows
     if not rows.num_sequences:
         return
     sequence = torch.as_tensor(rows.sequence, device=logprobs.device)
-    sums = sequence_logprobs(logprobs.double(), sequence, rows.num_sequences)
-    flat = torch.as_tensor(response_index(selection, rows), device=logprobs.device)
-    target[flat] = sums.to(target.dtype)
+    sums = sequence_logprobs(logprobs, sequence, rows.num_sequences)
+    place = np.searchsorted(responses, response_index(selection, rows))
+    target[torch.as_tensor(place, device=logprobs.device)] = sums
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -14,8 +14,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from metaalign.steps.plan import Sweep
 from metaalign.steps.selection import ranges
 from metaalign.train.engines import Engine, ForwardEngine
-from metaalign.train.loop import Reader, measure
+from metaalign.train.loop import Reader, forward_only, put_sequences
 
 
 def reference_fingerprint(sweep: Sweep, **parts: str) -> str:
@@ -67,29 +68,48 @@ def reference_logprobs(
     selection = reader.selection
     result = np.full(len(selection.response), np.nan)
     done = _finished(engine, sweep, folder)
-    opened = nullcontext(engine) if other is None or all(done) else other()
+    for step in np.flatnonzero(done).tolist():
+        result[_responses(sweep, step)] = np.load(_shard(folder, step))
+    missing = np.flatnonzero(~done).tolist()
+    opened = nullcontext(engine) if other is None or not missing else other()
     with opened as passing:
-        for step in range(sweep.num_steps):
-            positions = sweep.step(step)
-            flat = ranges(selection.response_start, positions)[0]
-            if done[step]:
-                result[flat] = np.load(_shard(folder, step))
-                continue
-            part = Sweep(sweep.packing, positions, len(positions))
-            result[flat] = measure(passing, part, reader, None).logprobs[flat]
+        for step, logprobs in _pass(passing, sweep, reader, missing):
+            result[_responses(sweep, step)] = logprobs
             if engine.rank == 0:
-                _write(_shard(folder, step), result[flat])
+                _write(_shard(folder, step), logprobs)
             if progress:
                 progress(step + 1)
     return result
+
+
+def _pass(
+    engine: ForwardEngine, sweep: Sweep, reader: Reader, steps: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of these steps of a sweep, with the log-probs of its responses as `_responses` says."""
+    if not steps:
+        return
+    positions = np.concatenate([sweep.step(step) for step in steps])
+    # All but the sweep's last step are whole, so that these are cut as they were.
+    part = Sweep(sweep.packing, positions, sweep.examples_per_step)
+    for number, batches in groupby(reader.batches(part, engine), key=lambda batch: batch.step):
+        flat = _responses(part, number)
+        logprobs = torch.zeros(len(flat), dtype=torch.float64, device=engine.device)
+        for batch, values in forward_only(engine, batches):
+            put_sequences(logprobs, flat, reader.selection, batch, values)
+        yield steps[number], engine.sum(logprobs).cpu().numpy()
+
+
+def _responses(sweep: Sweep, step: int) -> np.ndarray:
+    """Places of a step's responses among all used ones of the selection, ascending."""
+    return ranges(sweep.selection.response_start, sweep.step(step))[0]
 
 
 def _shard(folder: Path, step: int) -> Path:
     return folder / f"{step:05d}.npy"
 
 
-def _finished(engine: Engine, sweep: Sweep, folder: Path) -> list[bool]:
-    """Which shards exist, as worker 0 sees it: all must agree on the collectives to come."""
+def _finished(engine: Engine, sweep: Sweep, folder: Path) -> np.ndarray:
+    """(steps,) bool, which shards exist, as worker 0 sees it: all must agree on what is to come."""
     found = torch.zeros(sweep.num_steps, device=engine.device)
     if engine.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +117,7 @@ def _finished(engine: Engine, sweep: Sweep, folder: Path) -> list[bool]:
             [float(_shard(folder, step).is_file()) for step in range(sweep.num_steps)],
             device=engine.device,
         )
-    return [value > 0 for value in engine.sum(found).tolist()]
+    return engine.sum(found).cpu().numpy() > 0
 
 
 def _write(path: Path, values: np.ndarray) -> None:
