@@ -1,17 +1,25 @@
-"""A Ray cluster of several nodes on this machine, whose nodes and workers can be lost."""
+"""A Ray cluster of several nodes on this machine, whose nodes and workers can be lost.
+
+And what a test needs that disturbs a run: every wait ends, and so does every thread.
+"""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from metaalign.train.history import saved_steps
+
+T = TypeVar("T")
 
 FAST_DETECTION = {
     "health_check_initial_delay_ms": 0,
@@ -48,9 +56,11 @@ class LocalCluster:
     def add_node(self) -> None:
         self._nodes.append(self._cluster.add_node(num_cpus=1))
 
-    def lose_node(self) -> None:
-        """All processes of the newest node are killed."""
-        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+    def lose_node(self, worker: int) -> None:
+        """All processes of the node that a worker runs on are killed."""
+        (node,) = [node for node in self._nodes if parent_of(worker) == raylet_of(node)]
+        self._nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def preempt_node(self, notice_s: float) -> None:
         """Announce that the newest node will be taken away in so many seconds."""
@@ -62,30 +72,93 @@ class LocalCluster:
         )
         assert accepted, reason
 
-    def kill_worker(self) -> bool:
-        """SIGKILL one of Ray Train's workers on these nodes; False where there is none."""
-        raylets = {
-            info.process.pid
-            for node in self._cluster.list_all_nodes()
-            for info in node.all_processes.get("raylet", [])
-        }
-        for process in sorted(Path("/proc").glob("[0-9]*"), reverse=True):
-            if _is_worker(process, raylets):
-                os.kill(int(process.name), signal.SIGKILL)
-                return True
-        return False
-
     def shutdown(self) -> None:
         self._cluster.shutdown()
 
 
-def _is_worker(process: Path, raylets: set[int]) -> bool:
+def raylet_of(node: Any) -> int:
+    (raylet,) = node.all_processes["raylet"]
+    return raylet.process.pid
+
+
+def parent_of(process: int) -> int | None:
+    """None where the process is gone."""
     try:
-        name = (process / "cmdline").read_bytes()
-        parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def train_workers() -> list[int]:
+    """Processes of Ray Train's workers on the nodes that this process started and did not lose."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = int(folder.name)
+        try:
+            name = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        raylet = parent_of(process) if name.startswith(b"ray::RayTrainWorker") else None
+        if raylet is not None and parent_of(raylet) == os.getpid():
+            found.append(process)
+    return sorted(found)
+
+
+def kill(process: int) -> bool:
+    """SIGKILL; False where it was gone already."""
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
         return False
-    return name.startswith(b"ray::RayTrainWorker") and parent in raylets
+    return True
+
+
+def newest_step(run_folder: Path) -> int:
+    """Of the complete checkpoints; 0 for none."""
+    return max(saved_steps(run_folder), default=0)
+
+
+def training_group(run_folder: Path, *, size: int | None = None, seconds: float = 180) -> list[int]:
+    """The workers that train now: the same processes before and after a checkpoint is completed.
+
+    It was written while they went on, so they are past it.
+
+    Args:
+        size: How many there are to be.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        group, newest = train_workers(), newest_step(run_folder)
+        left_s = deadline - time.monotonic()
+        until(lambda newest=newest: newest_step(run_folder) > newest, left_s, "a checkpoint")
+        if group and group == train_workers() and size in (None, len(group)):
+            return group
+
+
+def until(condition: Callable[[], T], seconds: float, what: str) -> T:
+    """Wait for a value that is true, and return it.
+
+    Raises:
+        TimeoutError: there was none in so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited for {what} without end")
+        time.sleep(0.02)
+    return found
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object]) -> Iterator[None]:
+    """Do something in a thread beside the block; both have ended afterwards.
+
+    An error of the block is raised, else one of the thread.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(action)
+        yield
+    done.result()
 
 
 @contextmanager

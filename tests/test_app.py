@@ -1,6 +1,7 @@
 """The start checks, and one real Ray Serve endpoint asked by real clients."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.serve.app import base_url, check_serve, run_serve, stop_serve
 from metaalign.template import Segment
 from metaalign.upstream import ask
+from tests.local_cluster import until
 from tests.tiny_model import save_tiny_model
 
 QUERY = "What is the capital of Peru?"
@@ -206,21 +208,27 @@ def test_more_replicas_than_the_cluster_holds_are_refused(config: ServeConfig) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything(config: ServeConfig, number: signal.Signals) -> None:
+def test_a_signal_stops_everything(
+    config: ServeConfig, tmp_path: Path, number: signal.Signals
+) -> None:
     settings = config.model_copy(update={"port": free_port()}).model_dump_json()
     script = (
         "from metaalign.config import ServeConfig; from metaalign.serve.app import run_serve; "
         f"run_serve(ServeConfig.model_validate_json({settings!r})); print('stopped')"
     )
     root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        said = next(line for line in server.stdout if line.startswith("serving 'tiny' at "))
-        address = said.split(" at ")[1].split("/v1")[0]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen([sys.executable, "-u", "-c", script], cwd=root, stdout=output)
+    try:
+        announced = r"serving 'tiny' at (http://\S+)/v1"
+        found = until(lambda: re.search(announced, log.read_text()), 180, "the server")
+        address = found.group(1)
         assert httpx.get(f"{address}/health").json()["status"] == "ok"
         server.send_signal(number)
-        assert "stopped" in server.stdout.read()
-    assert server.returncode == 0
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+    assert "stopped" in log.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health")

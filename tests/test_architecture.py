@@ -30,13 +30,14 @@ ROOMS = (
 
 DEPENDENCIES = {
     "ray.data": ("data/prepare.py", "data/teacher.py", "evaluate/suites.py", "pipeline/job.py"),
-    "ray.train": ("train/trainer.py",),
+    "ray.train": ("train/trainer.py", "train/restarts.py"),
     "ray.tune": ("pipeline/",),
     "ray.serve": ("serve/",),
     "ray": (
         "data/prepare.py",
         "evaluate/suites.py",
         "train/trainer.py",
+        "train/restarts.py",
         "train/devices.py",
         "serve/",
         "pipeline/",

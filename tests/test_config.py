@@ -176,6 +176,16 @@ def test_settings_that_disagree_are_refused_by_the_section_that_holds_both() -> 
         PipelineConfig(storage="/s")
 
 
+@pytest.mark.parametrize("job", [SFTConfig, DPOConfig])
+def test_workers_that_come_and_go_need_checkpoints_to_go_on_from(job: type[BaseModel]) -> None:
+    settings = {"storage": "/s", "model": {"path": "a"}, "workers": {"num_workers": [1, 4]}}
+    job.model_validate(settings)
+    settings["checkpoint"] = {"every_steps": None}
+    with pytest.raises(ValueError, match=r"checkpoint\.every_steps None with .* \[1, 4\]"):
+        job.model_validate(settings)
+    job.model_validate({**settings, "workers": {"num_workers": 4}})
+
+
 def test_a_pipeline_hands_storage_and_tracking_down_unless_a_stage_has_its_own() -> None:
     config = PipelineConfig.model_validate(
         {

@@ -1,7 +1,6 @@
 """Workers and nodes are lost at any moment; the curve is the undisturbed one."""
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +15,22 @@ from metaalign.tracking import open_run
 from metaalign.train.history import saved_steps
 from metaalign.train.notices import STOP_FILE
 from metaalign.train.trainer import run_sft
-from tests.local_cluster import LocalCluster, local_cluster
+from tests.local_cluster import (
+    LocalCluster,
+    kill,
+    local_cluster,
+    meanwhile,
+    newest_step,
+    train_workers,
+    training_group,
+    until,
+)
 from tests.tiny_task import settings_of
 
 pytestmark = pytest.mark.slow
+
+MAX_STEPS = 5000
+"""Of a run that is stopped when it has shown what it should: it would end by itself in minutes."""
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +42,36 @@ def storage(
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
     with local_cluster(2) as found:
         yield found
 
 
 def config_of(storage: Path, output: str, steps: int, **changed: Any) -> SFTConfig:
-    workers = {"num_workers": [1, 2], "resize_interval_s": 2, "max_failures": 100}
-    settings = settings_of(
-        storage,
-        output=output,
-        length={"epochs": None, "max_steps": steps},
-        checkpoint={"every_steps": 5, "keep": 2},
-        workers=workers,
+    settings = {
+        "length": {"epochs": None, "max_steps": steps},
+        "checkpoint": {"every_steps": 5, "keep": 2},
+        "workers": {"num_workers": [1, 2], "resize_interval_s": 2, "max_failures": 100},
         **changed,
-    )
-    return SFTConfig.model_validate(settings)
+    }
+    return SFTConfig.model_validate(settings_of(storage, output=output, **settings))
 
 
-def curves(storage: Path, config: SFTConfig) -> dict[int, list[tuple[float, int]]]:
-    """Loss and number of workers each time a step was taken, from a run's MLflow store."""
+def curves(
+    storage: Path, config: SFTConfig, *, stopped: bool = False
+) -> dict[int, list[tuple[float, int]]]:
+    """Loss and number of workers each time a step was taken, from a run's MLflow store.
+
+    Args:
+        stopped: Whether the run is told to stop, instead of taking every step.
+    """
     with open_run(config.tracking, storage=str(storage), name=config.output) as run:
-        result = run_sft(config, run)
-    assert result["steps"] == config.length.max_steps
+        if stopped:
+            with pytest.raises(SystemExit):
+                run_sft(config, run)
+        else:
+            assert run_sft(config, run)["steps"] == config.length.max_steps
     client = MlflowClient(run.uri)
     losses = client.get_metric_history(run.id, "train/loss")
     workers = client.get_metric_history(run.id, "train/workers")
@@ -62,26 +79,35 @@ def curves(storage: Path, config: SFTConfig) -> dict[int, list[tuple[float, int]
     for loss, count in zip(losses, workers, strict=True):
         assert loss.step == count.step
         found.setdefault(loss.step, []).append((loss.value, int(count.value)))
+    assert sorted(found) == list(range(1, len(found) + 1))
     return found
 
 
-def wait_for_step(storage: Path, output: str, step: int) -> None:
-    """Until there is a checkpoint of at least this many steps."""
-    while max(saved_steps(storage / output), default=0) < step:
-        time.sleep(0.02)
+def stop(run_folder: Path) -> None:
+    run_folder.mkdir(exist_ok=True)
+    (run_folder / STOP_FILE).touch()
 
 
 def test_a_run_goes_on_with_what_is_left_and_grows_when_a_node_returns(
     cluster: LocalCluster, storage: Path
 ) -> None:
-    def disturb() -> None:
-        wait_for_step(storage, "elastic", 20)
-        cluster.lose_node()
-        wait_for_step(storage, "elastic", max(saved_steps(storage / "elastic")) + 10)
-        cluster.add_node()
+    folder = storage / "elastic"
 
-    threading.Thread(target=disturb, daemon=True).start()
-    found = curves(storage, config_of(storage, "elastic", 500))
+    def disturb() -> None:
+        try:
+            group = training_group(folder, size=2)
+            cluster.lose_node(group[-1])
+            try:
+                wait_for_the_end_of(group)
+                training_group(folder, size=1)
+            finally:
+                cluster.add_node()
+            training_group(folder, size=2)
+        finally:
+            stop(folder)
+
+    with meanwhile(disturb):
+        found = curves(storage, config_of(storage, "elastic", MAX_STEPS), stopped=True)
     taken = [points[-1][1] for _, points in sorted(found.items())]
     assert taken[0] == taken[-1] == 2
     assert 1 in taken
@@ -91,18 +117,13 @@ def test_the_curve_of_a_run_with_twelve_kills_is_the_undisturbed_one(
     cluster: LocalCluster, storage: Path
 ) -> None:
     """Ten workers and two nodes, at moments drawn by seed: while they train, save or start."""
-    undisturbed = curves(storage, config_of(storage, "undisturbed", 200))
+    fixed = {"num_workers": 2}
+    undisturbed = curves(storage, config_of(storage, "undisturbed", 200, workers=fixed))
     assert [len(points) for points in undisturbed.values()] == [1] * 200
-    killed: list[int] = []
-    over = threading.Event()
-    disturber = threading.Thread(
-        target=disturb_at_random, args=(cluster, storage / "disturbed", killed, over), daemon=True
-    )
-    disturber.start()
-    found = curves(storage, config_of(storage, "disturbed", 200))
-    over.set()
-    disturber.join()
-    assert len(killed) == 12, killed
+    killed: list[str] = []
+    with meanwhile(lambda: disturb_at_random(cluster, storage / "disturbed", killed)):
+        found = curves(storage, config_of(storage, "disturbed", 200))
+    assert sorted(killed) == ["node"] * 2 + ["starting"] * 5 + ["training"] * 5
     assert sorted(found) == sorted(undisturbed) == list(range(1, 201))
     assert sum(len(points) for points in found.values()) > 200
     for step, points in found.items():
@@ -115,50 +136,77 @@ def test_the_curve_of_a_run_with_twelve_kills_is_the_undisturbed_one(
     assert len(untouched) > 0
 
 
-def disturb_at_random(
-    cluster: LocalCluster, folder: Path, killed: list[int], over: threading.Event
-) -> None:
-    """Four bursts of three kills, twice of a node at first, which comes back 10 s later.
+def disturb_at_random(cluster: LocalCluster, run_folder: Path, killed: list[str]) -> None:
+    """Seven times something is killed that trains: a worker, twice the node that it is on.
 
-    The first of a burst meets workers that train or save, the others mostly workers that start.
+    After five of them a worker of the next attempt is killed while it starts. A node comes back
+    10 s later. `killed` gets a word for each kill.
     """
     draw = random.Random(0)
-    for number, moment in enumerate(sorted(draw.sample(range(10, 190), 4))):
-        while max(saved_steps(folder), default=0) < moment // 5 * 5 and not over.is_set():
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.4))
-        for kill in range(3):
-            if number % 2 and kill == 0:
-                cluster.lose_node()
-                threading.Timer(10, cluster.add_node).start()
-            else:
-                while not cluster.kill_worker() and not over.is_set():
-                    time.sleep(0.05)
-            killed.append(max(saved_steps(folder)))
-            time.sleep(draw.uniform(0, 6))
+    for number, moment in enumerate(sorted(draw.sample(range(10, 150), 7))):
+        until(lambda moment=moment: newest_step(run_folder) >= moment, 120, f"step {moment}")
+        victim = training_victim(run_folder, draw)
+        began, node = time.monotonic(), number in (1, 4)
+        group = train_workers()
+        if node:
+            cluster.lose_node(victim)
+        else:
+            assert kill(victim)
+        killed.append("node" if node else "training")
+        wait_for_the_end_of(group)
+        if number < 5:
+            kill_starting(run_folder, draw)
+            killed.append("starting")
+        if node:
+            time.sleep(max(0.0, began + 10 - time.monotonic()))
+            cluster.add_node()
+
+
+def training_victim(run_folder: Path, draw: random.Random) -> int:
+    """A worker of the group that trains, a moment after it completed a checkpoint."""
+    while True:
+        victim = draw.choice(training_group(run_folder))
+        time.sleep(draw.uniform(0, 0.2))
+        if victim in train_workers():  # the group may have grown in this moment
+            return victim
+
+
+def wait_for_the_end_of(group: list[int]) -> None:
+    """Those left may still complete the checkpoint that they were writing, which is no training."""
+    until(lambda: not set(group) & set(train_workers()), 120, "the end of the workers left")
+
+
+def kill_starting(run_folder: Path, draw: random.Random) -> None:
+    """Kill a worker of the next group, which has not trained to a checkpoint yet."""
+    newest = newest_step(run_folder)
+    until(train_workers, 120, "a worker that starts")
+    time.sleep(draw.uniform(0, 3))
+    assert kill(draw.choice(until(train_workers, 120, "a worker that starts")))
+    assert newest_step(run_folder) == newest
 
 
 def test_a_node_that_will_be_preempted_leaves_a_checkpoint_while_it_is_there(
     cluster: LocalCluster, storage: Path
 ) -> None:
-    notice_s = 60
+    # No step within the run is a multiple of both, so a notice's checkpoint is told from others.
+    every_steps, notice_steps = 97, 53
+    assert every_steps * notice_steps > MAX_STEPS
+    folder, notice_s = storage / "preempted", 60
+    waited_s: list[float] = []
 
     def preempt() -> None:
-        wait_for_step(storage, "preempted", 50)
-        cluster.preempt_node(notice_s)
-        told_at.append(time.monotonic())
-        while not any(step % 50 for step in saved_steps(storage / "preempted")):
-            time.sleep(0.05)
-        saved_at.append(time.monotonic())
-        (storage / "preempted" / STOP_FILE).touch()
+        try:
+            training_group(folder, size=2)  # one on each node
+            cluster.preempt_node(notice_s)
+            told_at = time.monotonic()
+            until(lambda: any(step % every_steps for step in saved_steps(folder)), 60, "a save")
+            waited_s.append(time.monotonic() - told_at)
+        finally:
+            stop(folder)
 
-    told_at: list[float] = []
-    saved_at: list[float] = []
-    threading.Thread(target=preempt, daemon=True).start()
-    config = config_of(storage, "preempted", 100_000)
-    checkpoint = {"every_steps": 50, "keep": 2, "notice_steps": 7}
-    config = SFTConfig.model_validate({**config.model_dump(), "checkpoint": checkpoint})
-    with pytest.raises(SystemExit):
+    checkpoint = {"every_steps": every_steps, "keep": 2, "notice_steps": notice_steps}
+    config = config_of(storage, "preempted", MAX_STEPS, checkpoint=checkpoint)
+    with meanwhile(preempt), pytest.raises(SystemExit):
         run_sft(config)
-    print(f"saved {saved_at[0] - told_at[0]:.1f} s after the notice")
-    assert saved_at[0] - told_at[0] < notice_s / 2
+    print(f"saved {waited_s[0]:.1f} s after the notice")
+    assert waited_s[0] < notice_s / 2

@@ -2,69 +2,106 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from metaalign.data.store import TokenStore
+from metaalign.train.driver import stoppable
 from metaalign.train.history import newest_whole, saved_steps
-from tests.tiny_task import settings_of
+from metaalign.train.notices import STOP_FILE
+from tests.local_cluster import kill, until
+from tests.tiny_task import settings_of, tiny_task
 
 
-def processes_with(mark: str) -> list[str]:
-    """Command lines of the processes whose environment holds this text."""
-    found = []
+def processes_with(mark: str) -> dict[int, str]:
+    """The processes whose environment holds this text, with their command lines."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(process.name)] = line
         except OSError:
             continue
     return found
 
 
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[str]:
+    """A variable of the environment; what still carries it after the test is killed."""
+    mark = f"METAALIGN_TEST={tmp_path.name}-{os.getpid()}"
+    yield mark
+    for process in processes_with(mark):
+        kill(process)
+
+
 @pytest.mark.slow
 def test_a_job_that_gets_sigterm_leaves_a_checkpoint_and_no_process(
-    tmp_path: Path, make_store: Callable[..., TokenStore]
+    tmp_path: Path, mark: str, make_store: Callable[..., TokenStore]
 ) -> None:
     """`ray job stop` sends the driver a SIGTERM, and kills it after RAY_JOB_STOP_WAIT_TIME_S."""
     storage = tmp_path / "storage"
     make_store(storage / "store")
-    settings = settings_of(storage, output="stopped", length={"epochs": None, "max_steps": 100_000})
-    config = tmp_path / "sft.yaml"
-    config.write_text(json.dumps(settings))
-    mark = f"METAALIGN_TEST={tmp_path.name}-{os.getpid()}"
-    root = str(Path(__file__).resolve().parents[1])
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "ray_jobs.sft", str(config)],
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": root} | dict([mark.split("=")]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    settings = settings_of(
+        storage,
+        output="stopped",
+        length={"epochs": None, "max_steps": 100_000},
+        checkpoint={"every_steps": None},
     )
-    assert driver.stdout is not None
-    lines = []
-    for line in driver.stdout:
-        lines.append(line)
-        if "sft  [" in line:
-            break
-    assert driver.poll() is None, "".join(lines)
-    assert processes_with(mark), "".join(lines)
+    config, log = tmp_path / "sft.yaml", tmp_path / "log"
+    config.write_text(json.dumps(settings))
+    root = str(Path(__file__).resolve().parents[1])
+    with log.open("w") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.sft", str(config)],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": root} | dict([mark.split("=")]),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    until(lambda: "sft  [" in log.read_text() or driver.poll() is not None, 240, "a step")
+    assert driver.poll() is None, log.read_text()
+    assert processes_with(mark), log.read_text()
     began = time.monotonic()
     driver.terminate()
-    said = driver.communicate(timeout=60)[0]
+    driver.wait(60)
     print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
     (step,) = saved_steps(storage / "stopped")
-    assert driver.returncode == 143, said
-    assert f"sft: told to stop; saved at step {step}" in said
+    assert driver.returncode == 143, log.read_text()
+    assert f"sft: told to stop; saved at step {step}" in log.read_text()
     assert newest_whole(storage / "stopped") is not None
-    for _ in range(100):
-        if not processes_with(mark):
-            break
-        time.sleep(0.2)
-    assert processes_with(mark) == []
+    until(lambda: not processes_with(mark), 20, "the end of every process")
+
+
+def test_a_second_sigterm_ends_a_driver_whose_workers_cannot_obey(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(tmp_path, make_store)
+    folder = Path(task.folder)
+    folder.mkdir()
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def be_told_twice() -> None:
+        with stoppable(task):
+            signal.raise_signal(signal.SIGTERM)
+            assert (folder / STOP_FILE).exists()
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            be_told_twice()
+        assert ended.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (folder / STOP_FILE).exists()

@@ -1,10 +1,6 @@
 """The sft and dpo jobs on a real local Ray: what is refused before a worker starts, and a run."""
 
 import math
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,9 @@ from metaalign.errors import (
     PlanError,
     TrainingError,
 )
-from metaalign.train.checkpoints import read_manifest
 from metaalign.train.driver import prepare_task
-from metaalign.train.history import newest_checkpoint
 from metaalign.train.trainer import run_dpo, run_sft
+from tests.local_cluster import kill, meanwhile, newest_step, training_group
 from tests.tiny_task import ARCHITECTURE, settings_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -112,25 +107,6 @@ def test_training_falls_resumes_and_refuses_another_seed(storage: Path) -> None:
         prepare_task(DPOConfig.model_validate({**settings, "seed": 1}), "cpu")
 
 
-def own_workers() -> list[int]:
-    """Processes of Ray Train's workers that belong to this test's own cluster."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _is_own_worker(process):
-            found.append(int(process.name))
-    return found
-
-
-def _is_own_worker(process: Path) -> bool:
-    try:
-        name = (process / "cmdline").read_bytes()
-        raylet = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        driver = int(Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError):
-        return False
-    return name.startswith(b"ray::RayTrainWorker") and driver == os.getpid()
-
-
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(storage: Path) -> None:
     settings = settings_of(
@@ -142,19 +118,13 @@ def test_a_killed_worker_costs_nothing_but_time(storage: Path) -> None:
     undisturbed = run_sft(SFTConfig.model_validate({**settings, "output": "undisturbed"}))
     folder, killed_after = storage / "killed", []
 
-    def kill() -> None:
-        while newest_checkpoint(folder) is None:
-            time.sleep(0.01)
-        newest = newest_checkpoint(folder)
-        assert newest is not None
-        os.kill(own_workers()[-1], signal.SIGKILL)
-        killed_after.append(read_manifest(newest)["step"])
+    def disturb() -> None:
+        assert kill(training_group(folder)[-1])
+        killed_after.append(newest_step(folder))
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    result = run_sft(SFTConfig.model_validate({**settings, "output": "killed"}))
-    assert killed_after
-    assert killed_after[0] < 60
+    with meanwhile(disturb):
+        result = run_sft(SFTConfig.model_validate({**settings, "output": "killed"}))
+    assert 0 < killed_after[0] < 60
     assert result["loss"] == undisturbed["loss"]
     assert result["held_out"] == undisturbed["held_out"]
     assert result["tokens"] == undisturbed["tokens"]
@@ -171,4 +141,29 @@ def test_a_run_that_diverges_ends_with_its_reason_and_without_restarts(storage: 
     with pytest.raises(
         TrainingError, match=r"sft: step \d: the loss is .* optimizer.learning_rate"
     ):
+        run_sft(SFTConfig.model_validate(settings))
+
+
+@pytest.fixture
+def _workers_that_die_at_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_CALLBACKS", "tests.start_faults.DieAtStart")
+    # How long the survivors of a set-up that failed are asked to end in order.
+    monkeypatch.setenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_workers_that_die_at_their_start")
+def test_workers_that_die_while_they_start_are_replaced(storage: Path) -> None:
+    """Before, in and after the set-up of the process group: three failures, and then a run."""
+    workers = {"num_workers": 2, "max_failures": 3}
+    settings = settings_of(storage, output="started", workers=workers)
+    assert run_sft(SFTConfig.model_validate(settings))["steps"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_workers_that_die_at_their_start")
+def test_a_worker_that_dies_while_it_starts_is_a_failure_that_counts(storage: Path) -> None:
+    workers = {"num_workers": 2, "max_failures": 1}
+    settings = settings_of(storage, output="not_started", workers=workers)
+    with pytest.raises(TrainingError, match=r"sft: a worker (was lost|failed): "):
         run_sft(SFTConfig.model_validate(settings))

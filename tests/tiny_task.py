@@ -90,7 +90,11 @@ def run_workers(
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     codes = [process.returncode for process in processes]
     assert codes == [0] * world_size, "\n".join(outputs)[-6000:]
     return [

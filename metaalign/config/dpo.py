@@ -17,6 +17,7 @@ from metaalign.config.sections import (
     TrainingLength,
     WorkersConfig,
     ZeroConfig,
+    check_resizes,
 )
 
 LossName = Literal[
@@ -152,3 +153,18 @@ class DPOConfig(Section):
     """Seed of the order in which examples are visited."""
 
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rewards_of_pairs(self) -> "DPOConfig":
+        metric = self.held_out.best_metric
+        if self.loss.name == "kto" and metric not in (None, "loss"):
+            raise ValueError(
+                f"held_out.best_metric {metric!r} compares the responses of a pair, and loss.name "
+                "kto knows no pairs; it has 'loss' alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_resize(self) -> "DPOConfig":
+        check_resizes(self.workers, self.checkpoint)
+        return self

@@ -15,6 +15,7 @@ from metaalign.config.sections import (
     TrainingLength,
     WorkersConfig,
     ZeroConfig,
+    check_resizes,
 )
 
 
@@ -51,4 +52,9 @@ class SFTConfig(Section):
                 f"held_out.best_metric {self.held_out.best_metric!r} is of preference training; "
                 "sft has 'loss' alone"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_resize(self) -> "SFTConfig":
+        check_resizes(self.workers, self.checkpoint)
         return self

@@ -1,6 +1,6 @@
 """The sft and dpo jobs: everything is checked on the driver, then Ray Train runs the workers.
 
-The only file of the room that knows Ray.
+Of the room only this file, devices.py and restarts.py know Ray.
 """
 
 import logging
@@ -14,17 +14,30 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from metaalign.config import DPOConfig, SFTConfig
-from metaalign.errors import CheckpointError, MetaAlignError, StorageError, TrainingError
+from metaalign.errors import (
+    CheckpointError,
+    MetaAlignError,
+    ModelError,
+    StorageError,
+    TrainingError,
+)
 from metaalign.tracking import Run
 from metaalign.train.devices import choose_device
 from metaalign.train.driver import begin_run, prepare_task, result_of, stoppable
+from metaalign.train.restarts import Restarts, describe
 from metaalign.train.starting import start_engine
 from metaalign.train.task import Task, TrainingConfig
 from metaalign.train.workers import TrainingRun
 
 RESIZE_INTERVAL_S = 60.0
 
-FINAL_ERRORS = {error.__name__: error for error in (TrainingError, CheckpointError, StorageError)}
+MAX_WAITS = 240
+"""Waits for room for the workers, over a whole run, before it is given up. Ray's default is a
+minute each."""
+
+FINAL_ERRORS = {
+    error.__name__: error for error in (TrainingError, CheckpointError, StorageError, ModelError)
+}
 """Every worker meets one of these alike, and would again: it ends the job without a restart."""
 
 
@@ -61,7 +74,11 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
         run_config=RunConfig(
             name=config.output,
             storage_path=config.storage,
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=MAX_WAITS
+            ),
+            # Typed for the user's callbacks alone, it hands all others to the controller.
+            callbacks=[Restarts(task.job)],  # pyright: ignore[reportArgumentType]
             logging_config=LoggingConfig(log_level="WARNING"),
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": task.device_type}},
         ),
@@ -82,11 +99,11 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
     _quiet_ray_train()
     context = ray.train.get_context()
     torch.set_num_threads(max(1, int(task.config.workers.cpus_per_worker)))
-    engine = start_engine(task, get_device())
     tracker = None
     if settings["run"] and context.get_world_rank() == 0:
         tracker = Run.attach(settings["run"])
     try:
+        engine = start_engine(task, get_device())
         return TrainingRun(task, engine, tracker=tracker, leaving=_leaving).run()
     except tuple(FINAL_ERRORS.values()) as error:
         return {"error": str(error), "kind": type(error).__name__}
@@ -108,8 +125,8 @@ def _quiet_ray_train() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _cause(error: BaseException) -> str:
-    """The first error of ours in a worker, or the last line of what Ray says."""
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """The first error of ours in a worker, or one line on what Ray met."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         cause: BaseException | None = failure
@@ -117,4 +134,4 @@ def _cause(error: BaseException) -> str:
             if isinstance(cause, MetaAlignError):
                 return str(cause)
             cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    return str(error).strip().splitlines()[-1]
+    return describe(error)
