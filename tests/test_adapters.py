@@ -17,11 +17,12 @@ from metaalign.train.adapters import add_adapters
 from metaalign.train.driver import begin_run
 from metaalign.train.engines import PlainEngine
 from metaalign.train.export import run_export
+from metaalign.train.models import weights_fingerprint
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
 from metaalign.train.vocabulary import has_new_tokens
 from tests.tiny_model import save_tiny_model
-from tests.tiny_task import run_workers, settings_of, tiny_task
+from tests.tiny_task import ARCHITECTURE, run_workers, settings_of, tiny_task
 from tests.worker_scenarios import curve, run_task
 
 LORA = {"rank": 2, "alpha": 8}
@@ -40,7 +41,13 @@ def adapted(
     config = {"sft": SFTConfig, "dpo": DPOConfig}[job].model_validate(
         settings_of(storage, **model, optimizer={"learning_rate": 1e-2, "weight_decay": 0.1})
     )
-    return replace(task, config=config, initial=str(base), train_vocabulary=vocabulary)
+    return replace(
+        task,
+        config=config,
+        initial=str(base),
+        weights=weights_fingerprint(base),
+        train_vocabulary=vocabulary,
+    )
 
 
 def plain(task: Task) -> PlainEngine:
@@ -104,6 +111,40 @@ def test_the_exported_model_is_the_merged_policy(
         assert (exported(tokens).logits - start(tokens).logits).abs().max() > 1e-2
     same = torch.equal(exported.lm_head.weight, start.lm_head.weight)
     assert same is not vocabulary
+
+
+def test_adapters_of_a_bfloat16_run_are_exported_into_bfloat16_weights(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = replace(adapted(tmp_path, make_store, vocabulary=False), dtype="bfloat16")
+    begin_run(task)
+    run_task(task, plain(task))
+    folder = run_export(ExportConfig(storage=str(tmp_path), run="sft", output="merged"))
+    exported = AutoModelForCausalLM.from_pretrained(folder)
+    start = AutoModelForCausalLM.from_pretrained(task.initial, dtype=torch.bfloat16)
+    assert exported.dtype == torch.bfloat16
+    before = start.state_dict()
+    changed = {
+        name
+        for name, value in exported.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    # The seven projections of both layers, none of which rounding took back to where it was.
+    assert len(changed) == 14
+    assert all("proj" in name for name in changed)
+
+
+def test_adapters_are_not_merged_into_another_model_than_they_were_trained_on(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = adapted(tmp_path, make_store, vocabulary=False)
+    begin_run(task)
+    run_task(task, plain(task))
+    other = tiny_task(tmp_path, make_store, model={"architecture": ARCHITECTURE, "seed": 1})
+    AutoModelForCausalLM.from_pretrained(other.initial).save_pretrained(task.initial)
+    with pytest.raises(ModelError, match=f"started from.*{task.weights[:12]}.*something replaced"):
+        run_export(ExportConfig(storage=str(tmp_path), run="sft", output="merged"))
+    assert not (tmp_path / "merged").exists()
 
 
 def test_new_control_tokens_are_noticed(

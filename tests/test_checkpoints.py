@@ -1,5 +1,6 @@
 """A run goes on from a checkpoint as if nothing had happened, on any number of workers."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from metaalign.config.sections import LoraConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError, TrainingError
 from metaalign.train.checkpoints import (
@@ -135,6 +137,84 @@ def test_a_changed_resume_is_refused_by_key() -> None:
     check_identity(manifest, same, Path("run"))
     with pytest.raises(TrainingError, match=r"(?s)seed: 0 then, 1 now.*store: 'a' then, 'b' now"):
         check_identity(manifest, {**same, "seed": 1, "store": "b"}, Path("run"))
+
+
+KINDS: dict[str, tuple[dict[str, Any], float]] = {
+    # Settings of a run, and how far its losses may be from the undisturbed ones.
+    "float32": ({}, 1e-5),
+    "offloaded": ({"zero": {"persistence_threshold": 0, "offload_optimizer": "cpu"}}, 1e-5),
+    # Activations are rounded to 8 bits, and what shares a row depends on the number of workers: ten
+    # times what was seen. On as many workers the steps are the same in every bit.
+    "bfloat16": ({}, 1e-3),
+    "adapters": ({}, 1e-5),
+    "second cut": ({"zero": {"persistence_threshold": 300, "hpz_partition_size": 2}}, 1e-5),
+}
+
+
+def kind_of_task(
+    kind: str, storage: Path, make_store: Callable[..., TokenStore], world_size: int
+) -> Task:
+    """Ten steps of one kind of run, in a folder of its own."""
+    settings, _ = KINDS[kind]
+    output = f"{kind.replace(' ', '-')}-{world_size}"
+    settings = {"length": {"epochs": None, "max_steps": 10}, **settings}
+    task = tiny_task(storage, make_store, output=output, checkpoint=EVERY_3, **settings)
+    if kind == "bfloat16":
+        return replace(task, dtype="bfloat16")
+    if kind == "adapters":
+        model = task.config.model.model_copy(
+            update={"path": task.initial, "architecture": None, "lora": LoraConfig(rank=2, alpha=8)}
+        )
+        config = task.config.model_copy(update={"model": model})
+        return replace(task, config=config, train_vocabulary=True)
+    return task
+
+
+@pytest.fixture(scope="module")
+def cut_anew(
+    tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., TokenStore]
+) -> dict[int, dict[str, dict[int, float]]]:
+    """Losses by workers, kind and step: all on two, then from step 3 on two again, one and three.
+
+    The two that go on are named 4.
+    """
+    storage = tmp_path_factory.mktemp("cut_anew")
+    found = {}
+    for name, world_size in ((2, 2), (4, 2), (1, 1), (3, 3)):
+        # Second cuts are among two workers.
+        kinds = [kind for kind in KINDS if world_size == 2 or kind != "second cut"]
+        tasks = [kind_of_task(kind, storage, make_store, name) for kind in kinds]
+        for kind, task in zip(kinds, tasks, strict=True):
+            if name != 2:
+                Path(task.folder).mkdir()
+                source = Path(kind_of_task(kind, storage, make_store, 2).folder) / step_folder(3)
+                shutil.copytree(source, Path(task.folder) / step_folder(3))
+        runs = run_workers("whole_run", tasks, storage, world_size=world_size)
+        found[name] = {kind: losses(run) for kind, run in zip(kinds, runs[0], strict=True)}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_steps_after_a_resume_are_the_undisturbed_ones_on_as_many_workers(
+    kind: str, cut_anew: dict[int, dict[str, dict[int, float]]]
+) -> None:
+    whole, after = cut_anew[2][kind], cut_anew[4][kind]
+    assert sorted(after) == list(range(4, 11))
+    assert after == {step: whole[step] for step in after}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "second cut"])
+def test_the_steps_after_a_resume_are_the_undisturbed_ones_on_fewer_and_on_more_workers(
+    kind: str, world_size: int, cut_anew: dict[int, dict[str, dict[int, float]]]
+) -> None:
+    whole, after = cut_anew[2][kind], cut_anew[world_size][kind]
+    assert sorted(after) == list(range(4, 11))
+    expected = {step: whole[step] for step in after}
+    print(kind, world_size, max(abs(after[step] - whole[step]) for step in after))
+    assert after == pytest.approx(expected, abs=KINDS[kind][1])
 
 
 @pytest.mark.slow

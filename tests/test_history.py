@@ -106,6 +106,14 @@ def test_a_run_goes_on_exactly_from_the_checkpoint_before_a_damaged_one(
     assert newest_whole(run) == whole
 
 
+def test_of_the_damaged_the_newest_is_left_to_look_into(task: Task, run: Path) -> None:
+    (run / f"damaged-{step_folder(1)}").mkdir()
+    flip_bit(run / step_folder(4))
+    flip_bit(run / step_folder(6))
+    assert agree_on_checkpoint(engine_of(task), run) == run / step_folder(2)
+    assert [path.name for path in run.glob("damaged-*")] == [f"damaged-{step_folder(6)}"]
+
+
 def test_where_all_are_damaged_the_run_stops_and_says_so(task: Task, run: Path) -> None:
     for step in (2, 4, 6):
         flip_bit(run / step_folder(step))

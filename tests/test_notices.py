@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from metaalign.data.store import TokenStore
+from metaalign.errors import TrainingError
 from metaalign.train.engines import PlainEngine
 from metaalign.train.history import saved_steps
-from metaalign.train.notices import STOP_FILE, Notices
+from metaalign.train.notices import STOP_FILE, Notices, check_owner, read_owner, take_over
 from metaalign.train.results import read_result
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
@@ -97,3 +98,15 @@ def test_all_workers_stop_at_one_step(
     first, second = run_workers("whole_run", [task], tmp_path)
     assert first[0]["result"] == second[0]["result"]
     assert first[0]["result"]["stopped"] == max(saved_steps(task.folder)) < 2000
+
+
+def test_the_job_that_came_last_owns_the_folder(tmp_path: Path) -> None:
+    check_owner(tmp_path, read_owner(tmp_path))
+    take_over(tmp_path)
+    first = read_owner(tmp_path)
+    check_owner(tmp_path, first)
+    take_over(tmp_path)
+    with pytest.raises(TrainingError, match=r"another job took over this folder.*`output`"):
+        check_owner(tmp_path, first)
+    check_owner(tmp_path, read_owner(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["OWNER"]

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from metaalign.train.saving import Saver, take_snapshot
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
 from metaalign.train.trainer import run_sft
-from tests.tiny_task import ARCHITECTURE, run_workers, settings_of, tiny_task
+from metaalign.train.workers import TrainingRun
+from tests.tiny_task import run_workers, settings_of, tiny_task
 
 
 def engine_of(task: Task) -> PlainEngine:
@@ -55,21 +57,71 @@ def test_a_snapshot_knows_its_size(tmp_path: Path, make_store: Callable[..., Tok
     assert snapshot.total_bytes == 3 * 4 * sum(p.numel() for p in engine.policy.parameters())
 
 
-def test_save_returns_before_the_checkpoint_is_written(
+class SlowDisk:
+    """A storage whose folder cannot be made before `release`; what is written is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.released = threading.Event(), threading.Event()
+        mkdir = Path.mkdir
+
+        def slow(path: Path, *args: Any, **keywords: Any) -> None:
+            if threading.current_thread().name.startswith("checkpoint"):
+                self.reached.set()
+                assert self.released.wait(60)
+            mkdir(path, *args, **keywords)
+
+        monkeypatch.setattr(Path, "mkdir", slow)
+
+
+def test_steps_go_on_while_a_checkpoint_is_being_written(
+    tmp_path: Path, make_store: Callable[..., TokenStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes the checkpoint of step 2 only once step 3 was taken: a loop that waited for
+    its writes would never get there."""
+    task = tiny_task(tmp_path, make_store, checkpoint={"every_steps": 2, "keep": 9})
+    engine = engine_of(task)
+    Path(task.folder).mkdir()
+    disk, taken = SlowDisk(monkeypatch), []
+
+    class Steps:
+        def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+            if "train/loss" in values:
+                taken.append(step)
+                if step == 3:
+                    assert disk.reached.wait(60)
+                    assert saved_steps(task.folder) == []
+                    during.append(list(taken))
+                    disk.released.set()
+
+        def flush(self) -> None:
+            pass
+
+    during: list[list[int]] = []
+    TrainingRun(task, engine, tracker=Steps()).run()
+    assert during == [[1, 2, 3]]
+    assert saved_steps(task.folder) == [6, 4, 2]
+
+
+def test_files_that_the_first_worker_does_not_see_are_no_checkpoint(
     tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:
-    wide = {**ARCHITECTURE, "hidden_size": 512, "intermediate_size": 4096}
-    engine = engine_of(tiny_task(tmp_path, make_store, model={"architecture": wide}))
-    saver = Saver(engine, tmp_path / "run", identity={}, newest=2)
-    began = time.perf_counter()
-    saver.save(1, {})
-    seen_s = time.perf_counter() - began
-    assert saved_steps(tmp_path / "run") == []
-    saver.wait()
-    whole_s = time.perf_counter() - began
-    print(f"save: {seen_s:.3f} s of {whole_s:.3f} s")
-    assert saved_steps(tmp_path / "run") == [1]
-    assert seen_s < whole_s
+    found = run_workers("save_out_of_sight", [tiny_task(tmp_path, make_store)], tmp_path)
+    for kind, message, steps in found:
+        assert kind == "StorageError"
+        assert "__1_0.distcp: a worker wrote" in message
+        assert "every node must see the same folder; set `storage`" in message
+        assert steps == []
+
+
+def test_a_job_whose_folder_another_took_over_ends_and_leaves_the_folder_alone(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    found = run_workers("save_after_another_took_over", [tiny_task(tmp_path, make_store)], tmp_path)
+    for kind, message, steps in found:
+        assert kind == "TrainingError"
+        assert "another job took over this folder" in message
+        assert steps == [1]
+    assert not (tmp_path / "run" / step_folder(2)).exists()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from metaalign.data.store import TokenStore
+from metaalign.train.history import newest_whole, saved_steps
 from metaalign.train.results import read_result
 from tests.tiny_task import settings_of
 
@@ -27,14 +28,22 @@ def storage(
     return folder
 
 
-def start(launcher: list[str], job: str, storage: Path, **changed: Any) -> Any:
-    """Run a job in the ways of the shell; what the process gave."""
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def command_of(launcher: list[str], job: str, storage: Path, **changed: Any) -> list[str]:
+    """How a job is started in a shell, by settings in a file."""
     settings = settings_of(storage, **changed)
     del settings["workers"]
     file = storage / f"{changed['output']}.yaml"
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return [sys.executable, "-m", *launcher, MODULE, job, str(file)]
+
+
+def start(launcher: list[str], job: str, storage: Path, **changed: Any) -> Any:
+    """Run a job to its end; what the process gave."""
     return subprocess.run(
-        [sys.executable, "-m", *launcher, MODULE, job, str(file)],
+        command_of(launcher, job, storage, **changed),
         capture_output=True,
         text=True,
         timeout=300,
@@ -47,7 +56,7 @@ def test_one_process_and_two_of_torchrun_take_the_same_steps(storage: Path) -> N
     results = {}
     for output, launcher in {
         "one": [],
-        "two": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+        "two": TORCHRUN,
     }.items():
         done = start(launcher, "dpo", storage, output=output, loss={"beta": 1.0})
         assert done.returncode == 0, done.stderr[-3000:]
@@ -82,3 +91,44 @@ def test_it_is_tracked_and_goes_on_where_it_stopped(storage: Path) -> None:
     assert "6/6" in done.stderr
     assert "1/6" not in again.stderr
     assert (storage / "mlflow.db").is_file()
+
+
+@pytest.mark.slow
+def test_two_of_torchrun_that_get_a_sigterm_save_and_one_process_goes_on(storage: Path) -> None:
+    long = {
+        "length": {"epochs": None, "max_steps": 300},
+        "optimizer": {"learning_rate": 1e-4},
+        "checkpoint": {"every_steps": None},
+    }
+    agent = subprocess.Popen(
+        command_of(TORCHRUN, "sft", storage, output="stopped", **long),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    assert agent.stdout is not None
+    lines = []
+    for line in agent.stdout:
+        lines.append(line)
+        if "sft  [" in line:
+            break
+    assert agent.poll() is None, "".join(lines)
+    agent.terminate()
+    said = agent.communicate(timeout=120)[0]
+    (step,) = saved_steps(storage / "stopped")
+    assert 0 < step < 300
+    assert f"told to stop; saved at step {step}" in said
+    assert newest_whole(storage / "stopped") is not None
+    assert read_result(storage / "stopped") is None
+
+    done = start([], "sft", storage, output="stopped", **long)
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole = start([], "sft", storage, output="undisturbed", **long)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    found, expected = (read_result(storage / name) for name in ("stopped", "undisturbed"))
+    assert found is not None
+    assert expected is not None
+    assert (found["steps"], found["workers"]) == (300, 1)
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert found["held_out"]["after"] == pytest.approx(expected["held_out"]["after"], abs=1e-5)

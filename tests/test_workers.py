@@ -1,5 +1,6 @@
 """A whole run: what it measures and keeps, and when it ends."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from metaalign.config import DPOConfig, ExportConfig, SFTConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError
-from metaalign.train.checkpoints import read_manifest, step_folder
+from metaalign.train.checkpoints import read_manifest, step_folder, write_manifest
 from metaalign.train.engines import PlainEngine
 from metaalign.train.export import run_export
 from metaalign.train.history import choose_checkpoint, saved_steps
@@ -69,7 +70,9 @@ def test_the_best_is_kept_and_training_ends_when_nothing_gets_better(
     assert f"- steps: {result['steps']}\n" in (folder / "README.md").read_text()
 
 
-def test_a_checkpoint_is_chosen_by_name_or_step(overfitted: Task) -> None:
+def test_a_checkpoint_is_chosen_by_name_or_step(
+    overfitted: Task, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Path(overfitted.folder)
     newest, best = saved_steps(folder)
     assert choose_checkpoint(folder, "newest") == folder / step_folder(newest)
@@ -82,6 +85,12 @@ def test_a_checkpoint_is_chosen_by_name_or_step(overfitted: Task) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"is cut short.*set `checkpoint` to another"):
         choose_checkpoint(folder, "best")
+    assert choose_checkpoint(folder, None) == folder / step_folder(newest)
+    assert "the best checkpoint cannot be used" in caplog.text
+    shutil.rmtree(folder / step_folder(best))
+    caplog.clear()
+    assert choose_checkpoint(folder, None) == folder / step_folder(newest)
+    assert f"no checkpoint of {best} steps, only of {newest}; using the newest" in caplog.text
 
 
 def test_without_a_best_the_newest_is_chosen(
@@ -114,6 +123,30 @@ def test_a_resume_remembers_the_best(tmp_path: Path, make_store: Callable[..., T
     assert {2, 3, 6} <= set(saved_steps(cut.folder))
 
 
+def test_a_resume_forgets_a_best_that_is_gone(
+    tmp_path: Path, make_store: Callable[..., TokenStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = {"every_steps": 1, "best_metric": "loss"}
+    task = tiny_task(
+        tmp_path,
+        make_store,
+        held_out=held_out,
+        optimizer={**WORSE, "learning_rate": 1e-3},
+        checkpoint={"every_steps": 1, "keep": 9},
+    )
+    run_task(task, engine_of(task), stop_at=3)
+    folder = Path(task.folder)
+    manifest = read_manifest(folder / step_folder(3))
+    # As if the second step had been the best by far, and its checkpoint had been lost since.
+    manifest["progress"]["best"] |= {"value": -1.0, "step": 2}
+    write_manifest(folder / step_folder(3), manifest)
+    shutil.rmtree(folder / step_folder(2))
+    result = run_task(task, engine_of(task))["result"]
+    assert "the best checkpoint, of step 2, is gone" in caplog.text
+    assert 4 <= result["best"]["step"] <= 6
+    assert choose_checkpoint(folder, "best") == folder / step_folder(result["best"]["step"])
+
+
 @pytest.mark.parametrize(
     ("job", "held_out", "message"),
     [
@@ -132,3 +165,13 @@ def test_settings_of_the_best_must_agree(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         job.model_validate(settings_of(tmp_path, held_out=held_out))
+
+
+@pytest.mark.parametrize("metric", ["reward_accuracy", "reward_margin"])
+def test_kto_has_no_pairs_to_choose_the_best_by(metric: str, tmp_path: Path) -> None:
+    held_out = {"every_steps": 2, "best_metric": metric}
+    settings = settings_of(tmp_path, loss={"name": "kto"}, held_out=held_out)
+    with pytest.raises(ValueError, match=f"best_metric '{metric}' compares the responses"):
+        DPOConfig.model_validate(settings)
+    settings["held_out"] = {**held_out, "best_metric": "loss"}
+    DPOConfig.model_validate(settings)

@@ -8,13 +8,17 @@ import pytest
 import torch
 from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
 
-from metaalign.config.sections import ZeroConfig
+from metaalign.config.sections import WorkersConfig, ZeroConfig
 from metaalign.data.store import TokenStore
-from metaalign.errors import TrainingError
+from metaalign.errors import ConfigError, TrainingError
 from metaalign.train.engines import PlainEngine
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task, gather_materials
-from metaalign.train.zero_settings import check_offload, deepspeed_settings
+from metaalign.train.zero_settings import (
+    check_offload,
+    check_second_cut,
+    deepspeed_settings,
+)
 from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 from tests.worker_scenarios import curve
 
@@ -179,6 +183,30 @@ def test_settings_that_the_stage_cannot_obey_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ZeroConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "wrong"), [(4, None), ((2, 6), None), (3, 3), ((1, 4), 1), ((2, 5), 5)]
+)
+def test_second_cuts_divide_the_workers(num_workers: Any, wrong: int | None) -> None:
+    zero, workers = ZeroConfig(hpz_partition_size=2), WorkersConfig(num_workers=num_workers)
+    check_second_cut(ZeroConfig(), workers)
+    if wrong is None:
+        check_second_cut(zero, workers)
+        return
+    message = f"zero.hpz_partition_size 2 does not divide workers.num_workers {wrong}"
+    with pytest.raises(ConfigError, match=message):
+        check_second_cut(zero, workers)
+
+
+def test_a_reference_is_asked_beside_a_second_cut(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    zero = {"persistence_threshold": 300, "hpz_partition_size": 2}
+    task = tiny_task(tmp_path, make_store, "dpo", zero=zero)
+    for ((apart, held, moved),) in run_workers("ask_another", [task], tmp_path):
+        assert apart < 1e-6
+        assert (held, moved) == (0, 0.0)
 
 
 def test_offloaded_states_and_parameters_come_back_whole(

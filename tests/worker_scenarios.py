@@ -27,6 +27,7 @@ from metaalign.train.starting import OpenReference, build_policy, open_reference
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.workers import TrainingRun
 from metaalign.train.zero_settings import deepspeed_settings
+from tests import loading_scenarios
 
 CHUNK = 16
 """Targets of a chunk: several on every worker, so that a missing one would hang."""
@@ -280,7 +281,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     tasks = [Task.from_plain(plain) for plain in json.loads((folder / "tasks.json").read_text())]
-    result = globals()[scenario](tasks, folder)
+    result = {**vars(loading_scenarios), **globals()}[scenario](tasks, folder)
     (folder / f"{scenario}-{dist.get_rank()}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()

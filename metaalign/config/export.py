@@ -18,7 +18,8 @@ class ExportConfig(Section):
 
     checkpoint: Literal["newest", "best"] | Annotated[int, Field(ge=1)] | None = None
     """Which of its checkpoints: the newest, the best by its held_out.best_metric, or the one
-    after so many steps. None takes the best where the run kept one, else the newest."""
+    after so many steps. None takes the best where the run kept one that is whole, else the
+    newest."""
 
     output: FolderName = "model"
     """Name of the Hugging Face folder under the storage."""

@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from metaalign.errors import CheckpointError, TrainingError
+from metaalign.train.agreement import from_first
 from metaalign.train.engines import Engine
 
 MARKER = "COMPLETE"
@@ -56,12 +57,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(engine: Engine, folder: str | Path) -> dict[str, Any]:
-    """Put a checkpoint into the engine, whatever number of workers wrote it; the manifest.
+    """Put a checkpoint into the engine, whatever number of workers wrote it; the manifest, as
+    worker 0 reads it.
 
     Raises:
         CheckpointError: it is incomplete, or of another model or optimizer.
     """
-    manifest = read_manifest(folder)
+    manifest = from_first(lambda: read_manifest(folder))
     shapes = {name: list(shape) for name, shape in engine.shapes().items()}
     if manifest["shapes"] != shapes or manifest["state_keys"] != list(engine.state_keys()):
         raise CheckpointError(f"{folder}: the checkpoint is of another model or optimizer")

@@ -27,7 +27,7 @@ from metaalign.train.models import (
     prepare_initial,
     weights_fingerprint,
 )
-from metaalign.train.notices import STOP_FILE
+from metaalign.train.notices import STOP_FILE, take_over
 from metaalign.train.optimizers import check_compiler, optimizer_name
 from metaalign.train.probe import choose_layout
 from metaalign.train.results import RESULT_FILE
@@ -41,10 +41,11 @@ from metaalign.train.task import (
     with_references,
 )
 from metaalign.train.vocabulary import has_new_tokens
-from metaalign.train.zero_settings import check_offload, optimizer_place
+from metaalign.train.zero_settings import check_offload, check_second_cut, optimizer_place
 
 INITIAL_FOLDER = "initial"
-"""Folder under the storage of a model that had to be made: random, or with a larger vocabulary."""
+"""Link under the storage to the model that the last SFT run started from, where it had to be made:
+random, or with a larger vocabulary."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     place = optimizer_place(config.zero, device_type)
     check_compiler(config.optimizer.name, device_type, place)
     check_offload(config.zero, device_type)
+    check_second_cut(config.zero, config.workers)
     attention = choose_attention(config, device_type)
     dtype = choose_dtype(config, device_type)
     # The untrained model of the report is where SFT starts, whatever DPO starts from.
@@ -123,7 +125,7 @@ def _announce(task: Task, materials: Materials, optimizer: str) -> None:
 
 
 def begin_run(task: Task) -> None:
-    """Keep in the run's folder what export needs of it, and drop an earlier end's result."""
+    """Own the run's folder; keep in it what export needs, and drop an earlier end's result."""
     config, folder = task.config, Path(task.folder)
     template = TokenStore.open(resolve(config.storage, config.store)).template
     recipe = {
@@ -134,18 +136,27 @@ def begin_run(task: Task) -> None:
         "config": config.model_dump(mode="json"),
     }
     write_recipe(folder, initial=task.initial, template=template, recipe=recipe)
+    take_over(folder)
     (folder / RESULT_FILE).unlink(missing_ok=True)
 
 
 @contextmanager
 def stoppable(task: Task) -> Iterator[None]:
-    """Hand a SIGTERM, which `ray job stop` sends, on to the workers: they save, and return."""
+    """Hand a SIGTERM, which `ray job stop` sends, on to the workers: they save, and return.
+
+    A second one ends the driver as if it were the first: workers that wait for room cannot obey.
+    """
     flag = Path(task.folder) / STOP_FILE
     flag.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: flag.touch())
+
+    def hand_on(*_: object) -> None:
+        flag.touch()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
     try:
         yield
     finally:

@@ -27,8 +27,8 @@ from metaalign.tracking import Run
 from metaalign.train.adapters import add_adapters, merge_adapters
 from metaalign.train.checkpoints import iterate_weights, read_manifest
 from metaalign.train.history import choose_checkpoint
-from metaalign.train.models import load_config_of
-from metaalign.train.results import read_result
+from metaalign.train.models import check_weights, load_config_of
+from metaalign.train.results import read_result, write_json
 
 RECIPE_FILE = "recipe.json"
 """What export needs of a run beside its checkpoints: written before the first step."""
@@ -45,7 +45,7 @@ def write_recipe(folder: Path, *, initial: str, template: Template, recipe: dict
     """Keep in the run's folder what the model is, apart from its weights."""
     load_config_of(initial).save_pretrained(folder / MODEL_FOLDER)
     template.save(folder / MODEL_FOLDER)
-    (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECIPE_FILE, recipe)
 
 
 def run_export(config: ExportConfig, run: Run | None = None) -> Path:
@@ -55,6 +55,7 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
         CheckpointError: there is no such run or checkpoint, it is damaged, or `output` names a
             folder that holds something else.
         TemplateError: the run's tokenizer was changed.
+        ModelError: the model that adapters were trained on was replaced.
     """
     source = resolve(config.storage, config.run)
     target = resolve(config.storage, config.output)
@@ -119,6 +120,7 @@ def _merged(checkpoint: Path, recipe: dict[str, Any]) -> Any:
         raise CheckpointError(
             f"{checkpoint}: its adapters belong to the model in {initial}, which is gone"
         )
+    check_weights(initial, read_manifest(checkpoint)["identity"]["model"])
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=getattr(torch, recipe["dtype"]))
     tuner = add_adapters(
         model,

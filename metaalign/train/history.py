@@ -3,7 +3,7 @@
     RUN/
       step-0000100/             complete: it has its marker
       step-0000120/
-      damaged-step-0000140/     complete, but a file was not what had been written
+      damaged-step-0000140/     complete, but a file was not what had been written; the last such
       step-0000160/             no marker: being written, or cut off
 
 Knows no Ray.
@@ -11,11 +11,11 @@ Knows no Ray.
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from metaalign.errors import CheckpointError
+from metaalign.train.agreement import from_first, together
 from metaalign.train.checkpoints import MARKER, find_damage, read_manifest, step_folder
 from metaalign.train.engines import Engine
 
@@ -71,14 +71,14 @@ def agree_on_checkpoint(engine: Engine, run_folder: str | Path) -> Path | None:
         CheckpointError: there are checkpoints, and all are damaged.
     """
     run_folder, damaged = Path(run_folder), []
-    while step := _next_step(engine, run_folder, len(damaged)):
+    for step in from_first(lambda: saved_steps(run_folder)):
         folder = run_folder / step_folder(step)
-        problem = find_damage(folder, rank=engine.rank, world_size=engine.world_size)
-        if problem is not None:
-            logger.warning("%s; using the checkpoint before it", problem)
-        if not _total(engine, problem is not None):
-            if engine.rank == 0:
-                _set_aside(damaged)
+        rank, world_size = engine.rank, engine.world_size
+        problems = together(partial(find_damage, folder, rank=rank, world_size=world_size))
+        if problems[rank] is not None:
+            logger.warning("%s; using the checkpoint before it", problems[rank])
+        if not any(problems):
+            from_first(lambda: _set_aside(run_folder, damaged))
             return folder
         damaged.append(folder)
     if damaged:
@@ -94,7 +94,8 @@ def choose_checkpoint(run_folder: str | Path, wanted: str | int | None) -> Path 
             else the newest.
 
     Raises:
-        CheckpointError: it is not there, or damaged; the newest gives way to the one before it.
+        CheckpointError: it is not there, or damaged; the newest gives way to the one before it,
+            and the best to the newest where None asked for it.
     """
     newest = newest_whole(run_folder)
     if newest is None or wanted == "newest":
@@ -108,15 +109,22 @@ def choose_checkpoint(run_folder: str | Path, wanted: str | int | None) -> Path 
     step = best if wanted in (None, "best") else int(wanted)
     if step is None:
         return newest
-    if step not in saved_steps(run_folder):
-        raise CheckpointError(
-            f"{run_folder}: there is no checkpoint of {step} steps, only of "
-            f"{', '.join(map(str, saved_steps(run_folder)))}; set `checkpoint` to one of them"
-        )
-    folder = Path(run_folder) / step_folder(step)
-    if problem := find_damage(folder):
-        raise CheckpointError(f"{problem}; set `checkpoint` to another")
-    return folder
+    problem = _find_problem(Path(run_folder), step)
+    if problem is None:
+        return Path(run_folder) / step_folder(step)
+    if wanted is None:
+        logger.warning("the best checkpoint cannot be used: %s; using the newest", problem)
+        return newest
+    raise CheckpointError(f"{problem}; set `checkpoint` to another")
+
+
+def _find_problem(run_folder: Path, step: int) -> str | None:
+    """Why the checkpoint of so many steps cannot be used; None where it can."""
+    steps = saved_steps(run_folder)
+    if step in steps:
+        return find_damage(run_folder / step_folder(step))
+    listed = ", ".join(map(str, steps))
+    return f"{run_folder}: there is no checkpoint of {step} steps, only of {listed}"
 
 
 def best_step(folder: Path) -> int | None:
@@ -148,22 +156,15 @@ def _delete(folder: Path) -> None:
         logger.warning("%s could not be deleted: %s", folder, error)
 
 
-def _next_step(engine: Engine, run_folder: Path, skipped: int) -> int:
-    """Step of the newest checkpoint but for those skipped, as worker 0 sees it; 0 for none."""
-    steps = saved_steps(run_folder)[skipped:] if engine.rank == 0 else []
-    return int(_total(engine, steps[0] if steps else 0))
-
-
-def _total(engine: Engine, value: float) -> float:
-    return float(engine.sum(torch.tensor(float(value), dtype=torch.float64, device=engine.device)))
-
-
-def _set_aside(folders: list[Path]) -> None:
+def _set_aside(run_folder: Path, folders: list[Path]) -> None:
     for folder in folders:
         target = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
         logger.warning("%s is set aside as %s", folder, target.name)
+    # Each takes as much room as a checkpoint; the newest is enough to find out what happened.
+    for older in sorted(run_folder.glob("damaged-step-*"))[:-1]:
+        _delete(older)
 
 
 def _all_damaged(run_folder: Path) -> CheckpointError:

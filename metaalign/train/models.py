@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -28,13 +29,7 @@ from metaalign.errors import ModelError
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.attention import supported_kernel
 from metaalign.train.logprobs import Policy, targets_per_chunk
-from metaalign.train.vocabulary import (
-    check_tokenizer,
-    fill_new_rows,
-    needed_rows,
-    rows_of,
-    vocabulary_modules,
-)
+from metaalign.train.vocabulary import check_tokenizer, grown_model, needed_rows, rows_of
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
 """Keys that transformers still takes and no longer lists."""
@@ -48,14 +43,18 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
     """Random weights, or a pretrained model whose vocabulary holds the template's tokens.
 
     A local folder that fits and carries a template is used where it lies. Anything else is written
-    to `folder`, with the tokenizer, and found there again by the next run that asks for the same;
-    weights that need no change are linked.
+    beside `folder`, with the tokenizer, under a name that tells what it was made from: the next run
+    that asks for the same finds it there, and no run replaces what another trains on. Weights that
+    need no change are linked.
 
     Args:
-        folder: Where to write; what lay there for another model is replaced.
+        folder: Becomes a link to what was written, for those who ask for the last one by name.
+
+    Returns:
+        Where the model lies, never through that link.
 
     Raises:
-        ModelError: names the model and the setting to change.
+        ModelError: names the model and the setting to change, or a folder in the link's place.
     """
     size = needed_rows(template)
     source = None if config.path is None else find_model(config.path, storage)
@@ -68,22 +67,43 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
         if fits and Path(source, TEMPLATE_FILE).is_file():
             return Path(source)
     identity = _identity(config, source, template)
-    marker = folder / "initial.json"
-    if marker.is_file() and marker.read_text(encoding="utf-8") == identity:
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if source is None:
-        _random(config, template, size).save_pretrained(partial)
-    elif fits:
-        _link_model(Path(source), partial)
-    else:
-        _resized(config, source, size).save_pretrained(partial)
-    template.save(partial)
-    (partial / marker.name).write_text(identity, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    made = folder.with_name(f"{folder.name}-{digest}")
+    if not made.is_dir():
+        partial = made.with_name(f".{made.name}.{uuid.uuid4().hex}")
+        if source is None:
+            _random(config, template, size).save_pretrained(partial)
+        elif fits:
+            _link_model(Path(source), partial)
+        else:
+            grown_model(source, size, config.seed).save_pretrained(partial)
+        template.save(partial)
+        (partial / "initial.json").write_text(identity, encoding="utf-8")
+        _move_in(partial, made)
+    _lead_to(folder, made)
+    return made
+
+
+def _move_in(partial: Path, made: Path) -> None:
+    try:
+        partial.rename(made)
+    except OSError:
+        if not made.is_dir():
+            raise
+        shutil.rmtree(partial)  # another driver has just made the same
+
+
+def _lead_to(link: Path, target: Path) -> None:
+    new = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
+    new.symlink_to(target.name)
+    try:
+        new.replace(link)
+    except IsADirectoryError as error:
+        new.unlink()
+        raise ModelError(
+            f"{link}: a folder is where a link to the model that training starts from belongs; "
+            "rename it, or delete it if an earlier version of metaalign left it there"
+        ) from error
 
 
 def find_model(path: str, storage: str, setting: str = "model.path") -> str:
@@ -252,6 +272,24 @@ def weights_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def check_weights(folder: str | Path, expected: str) -> None:
+    """Is it the model that a run started from?
+
+    Args:
+        expected: Its fingerprint.
+
+    Raises:
+        ModelError: it was replaced.
+    """
+    found = weights_fingerprint(folder)
+    if found != expected:
+        raise ModelError(
+            f"{folder}: the run started from a model with fingerprint {expected[:12]!r}, and this "
+            f"one has {found[:12]!r}: something replaced it; put the model back, or train anew "
+            "under another `output`"
+        )
+
+
 class _Zero3Settings:
     """What from_pretrained asks of its own HfDeepSpeedConfig, which needs accelerate to exist."""
 
@@ -285,19 +323,6 @@ def _random(config: ModelConfig, template: Template, size: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-
-
-def _resized(config: ModelConfig, source: str, size: int) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(source)
-    old = model.get_input_embeddings().num_embeddings
-    if old >= size:
-        return model
-    model.resize_token_embeddings(size, mean_resizing=False)
-    generator = torch.Generator().manual_seed(config.seed)
-    for module in vocabulary_modules(model):
-        fill_new_rows(module.weight.data, old, generator)
-    logger.info("vocabulary of %s grown from %d to %d rows", source, old, size)
-    return model
 
 
 def _identity(config: ModelConfig, source: str | None, template: Template) -> str:

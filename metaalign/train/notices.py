@@ -1,17 +1,54 @@
-"""What a run is told from outside while it trains: to stop, or that a node will go. Knows no Ray.
+"""What a run is told from outside while it trains: to stop, that a node will go, or that another
+job took over. Knows no Ray.
 
-A stop is a file in the run's folder, so that the driver reaches workers on every node.
+A stop and an owner are files in the run's folder, so that a driver reaches workers on every node.
 """
 
+import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from metaalign.errors import TrainingError
 from metaalign.train.engines import Engine
 
 STOP_FILE = "STOP"
 """In the run's folder: the driver was told to end."""
+
+OWNER_FILE = "OWNER"
+"""In the run's folder: a name that the job drew which may write there."""
+
+
+def take_over(run_folder: str | Path) -> None:
+    """Own the run's folder: a job that works there yet ends before its next checkpoint."""
+    path = Path(run_folder) / OWNER_FILE
+    name = uuid.uuid4().hex
+    partial = path.with_suffix(f".{name}.partial")
+    partial.write_text(name, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_owner(run_folder: str | Path) -> str | None:
+    """The name of the job that owns the run's folder; None where no job took it."""
+    try:
+        return (Path(run_folder) / OWNER_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def check_owner(run_folder: str | Path, owner: str | None) -> None:
+    """Whether the folder is still the job's whose workers read this owner when they started.
+
+    Raises:
+        TrainingError: another job took it over.
+    """
+    if read_owner(run_folder) != owner:
+        raise TrainingError(
+            f"{run_folder}: another job took over this folder and goes on with the run, so this "
+            "one ends; give two jobs that run at once different `output`s"
+        )
 
 
 class Notices:

@@ -56,9 +56,13 @@ def pair_order(gaps: Gaps, *, seed: int = 0) -> dict[str, float]:
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:
     """Put result.json into the run's folder, whole or not at all."""
-    path = Path(folder) / RESULT_FILE
+    write_json(Path(folder) / RESULT_FILE, result)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -6,10 +6,10 @@ of its own, so that its talk and training's never mix. Knows no Ray.
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 
 from metaalign.errors import StorageError
+from metaalign.train.agreement import from_first, together
 from metaalign.train.checkpoints import (
     METADATA,
     SCHEMA_VERSION,
@@ -31,8 +32,8 @@ from metaalign.train.checkpoints import (
 )
 from metaalign.train.engines import Engine
 from metaalign.train.history import keep_checkpoints
+from metaalign.train.notices import check_owner, read_owner
 
-T = TypeVar("T")
 MIB = 2**20
 
 
@@ -79,6 +80,7 @@ class Saver:
         self._run_folder = Path(run_folder)
         self._identity = dict(identity)
         self._newest = newest
+        self._owner = read_owner(run_folder)
         self._group: Any = None
         self._mesh: DeviceMesh | None = None
         if dist.is_initialized():
@@ -107,6 +109,7 @@ class Saver:
 
         Raises:
             StorageError: it could not be written, on whichever worker; raised on all of them.
+            TrainingError: another job took over the run's folder; likewise.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -115,11 +118,11 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         folder = self._run_folder / step_folder(snapshot.step)
         try:
-            self._together(lambda: self._make_room(folder, snapshot.total_bytes))
+            from_first(lambda: self._make_room(folder, snapshot.total_bytes), self._group)
             self._write_tensors(folder, snapshot)
-            parts = self._together(lambda: self._own_files(folder))
+            parts = together(lambda: self._own_files(folder), self._group)
             files = {name: file for part in parts for name, file in part.items()}
-            self._together(lambda: self._commit(folder, snapshot, files))
+            from_first(lambda: self._commit(folder, snapshot, files), self._group)
         except OSError as error:
             raise self._storage_error(folder, snapshot, error) from error
         if self._engine.rank == 0:
@@ -128,8 +131,7 @@ class Saver:
 
     def _make_room(self, folder: Path, needed_bytes: int) -> None:
         """Clear what an interrupted attempt or a damaged checkpoint left; is there space?"""
-        if self._engine.rank:
-            return
+        check_owner(self._run_folder, self._owner)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if shutil.disk_usage(folder).free < needed_bytes:
@@ -164,8 +166,8 @@ class Saver:
         return {path.name: describe_file(path) for path in own}
 
     def _commit(self, folder: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
-        if self._engine.rank:
-            return
+        _check_in_sight(folder, files)
+        check_owner(self._run_folder, self._owner)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": snapshot.step,
@@ -177,38 +179,43 @@ class Saver:
         }
         write_manifest(folder, manifest)
 
-    def _together(self, action: Callable[[], T]) -> list[T]:
-        """Do something on every worker; what each returned.
-
-        Raises:
-            OSError: what any of them met, on all of them.
-        """
-        problem = result = None
-        try:
-            result = action()
-        except OSError as error:
-            problem = str(error)
-        found: list[Any] = [(result, problem)]
-        if self._group is not None:
-            found = [None] * self._engine.world_size
-            dist.all_gather_object(found, (result, problem), group=self._group)
-        problems = [problem for _, problem in found if problem is not None]
-        if problems:
-            raise OSError(problems[0])
-        return [result for result, _ in found]
-
     def _storage_error(self, folder: Path, snapshot: Snapshot, error: OSError) -> StorageError:
-        free = shutil.disk_usage(self._run_folder).free / MIB
-        self._together(lambda: None)
-        if self._engine.rank == 0:
+        free = min(together(self._free_bytes, self._group)) / MIB  # once all have met the error
+        if self._engine.rank == 0 and read_owner(self._run_folder) == self._owner:
             # It does not count, and what it takes may be what the job needs to end in order.
             shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, StorageError):
+            return error
         return StorageError(
             f"step {snapshot.step}: the checkpoint could not be written to {folder}: {error}. It "
             f"takes {snapshot.total_bytes / MIB:.1f} MiB, and {free:.1f} MiB are free there; free "
             "some or lower checkpoint.keep, and submit the job again: it goes on from the last "
             "complete checkpoint"
         )
+
+    def _free_bytes(self) -> float:
+        """What is free in the run's folder; nothing where it cannot be reached at all."""
+        try:
+            return shutil.disk_usage(self._run_folder).free
+        except OSError:
+            return 0
+
+
+def _check_in_sight(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """A checkpoint of which each node sees its own files alone could never be loaded.
+
+    Raises:
+        StorageError: worker 0 does not see, in full, what another worker wrote.
+    """
+    for name, file in files.items():
+        path = folder / name
+        seen_bytes = path.stat().st_size if path.is_file() else None
+        if seen_bytes != file["size_bytes"]:
+            seen = "no such file" if seen_bytes is None else f"{seen_bytes} bytes"
+            raise StorageError(
+                f"{path}: a worker wrote {file['size_bytes']} bytes there, and worker 0 sees "
+                f"{seen}: every node must see the same folder; set `storage` to one that all share"
+            )
 
 
 def _is_storage_failure(cause: BaseException) -> bool:

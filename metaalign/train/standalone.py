@@ -10,6 +10,7 @@ other stopped. How many workers there are is the launcher's word, not the config
 import argparse
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from metaalign.config import DPOConfig, SFTConfig, load_config
 from metaalign.errors import ConfigError, MetaAlignError
 from metaalign.tracking import open_run
+from metaalign.train.agreement import from_first
 from metaalign.train.driver import begin_run, prepare_task, result_of, stoppable
 from metaalign.train.starting import start_engine
 from metaalign.train.task import DeviceType, Task, TrainingConfig
@@ -90,6 +92,8 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
     device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else 0)
     engine = start_engine(task, device)
     if not first:
+        # torchrun hands a SIGTERM on to every process; the first tells the others to save and stop.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return TrainingRun(task, engine, tracker=None).run()
     storage, name = config.storage, config.output
     opened = open_run(config.tracking, storage=storage, name=name, resume_key=f"{task.job}/{name}")
@@ -100,18 +104,13 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
 
 def _same_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     """What the first process prepared, or the error that it met, on all of them."""
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            task = prepare_task(config, device_type)
-            begin_run(task)
-            found = [task.to_plain()]
-        except MetaAlignError as error:
-            found = [error]
-    dist.broadcast_object_list(found)
-    if isinstance(found[0], MetaAlignError):
-        raise found[0]
-    return Task.from_plain(found[0])
+
+    def prepare() -> dict[str, Any]:
+        task = prepare_task(config, device_type)
+        begin_run(task)
+        return task.to_plain()
+
+    return Task.from_plain(from_first(prepare))
 
 
 if __name__ == "__main__":

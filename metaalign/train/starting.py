@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from metaalign.train.adapters import add_adapters
+from metaalign.train.agreement import from_first
 from metaalign.train.engines import ForwardEngine
 from metaalign.train.logprobs import Policy
-from metaalign.train.models import load_policy
+from metaalign.train.models import check_weights, load_policy
 from metaalign.train.task import Task
 from metaalign.train.zero import (
     FrozenEngine,
@@ -25,9 +26,17 @@ OpenReference = Callable[[Task, torch.device], AbstractContextManager[ForwardEng
 
 
 def start_engine(task: Task, device: torch.device) -> ZeroEngine:
-    """The policy under DeepSpeed. `torch.distributed` must be up."""
+    """The policy under DeepSpeed. `torch.distributed` must be up.
+
+    Raises:
+        ModelError: the initial model is no longer what the driver found.
+    """
     quiet_deepspeed()
     join_deepspeed()
+    if device.type == "cuda":
+        # NCCL talks over the current device; under Ray that is the node's first until it is set.
+        torch.cuda.set_device(device)
+    from_first(lambda: check_weights(task.initial, task.weights))
     config = task.config
     settings = deepspeed_settings(
         config.zero,
@@ -75,7 +84,10 @@ def open_reference(task: Task, device: torch.device) -> Iterator[ForwardEngine]:
         task: With that reference as its initial model.
     """
     model = task.config.model.model_copy(update={"lora": None})
-    zero = task.config.zero.model_copy(update={"offload_optimizer": None})
+    # DeepSpeed 0.19 makes the groups of a second cut once a process, for the training engine.
+    zero = task.config.zero.model_copy(
+        update={"offload_optimizer": None, "hpz_partition_size": None}
+    )
     task = replace(task, config=task.config.model_copy(update={"model": model}))
     settings = deepspeed_settings(
         zero, max_grad_norm=None, dtype=task.torch_dtype, device_type=task.device_type

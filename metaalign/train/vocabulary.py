@@ -1,16 +1,19 @@
 """The token ids of a template against those of a model: rows that are needed, new, or misplaced."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from metaalign.errors import ModelError
 from metaalign.template import Template
 
 NEW_ROW_NOISE = 0.1
 """Spread of new vocabulary rows around the mean of the old, as a share of the old rows' spread."""
+
+logger = logging.getLogger(__name__)
 
 
 def vocabulary_modules(model: Any) -> list[Any]:
@@ -34,6 +37,20 @@ def needed_rows(template: Template) -> int:
 def rows_of(config: PretrainedConfig) -> int:
     """Rows of the model's embedding."""
     return int(config.get_text_config().vocab_size)
+
+
+def grown_model(source: str, size: int, seed: int) -> Any:
+    """The pretrained model with a vocabulary of at least so many rows; new ones by the seed."""
+    model: Any = AutoModelForCausalLM.from_pretrained(source)
+    old = model.get_input_embeddings().num_embeddings
+    if old >= size:
+        return model
+    model.resize_token_embeddings(size, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    for module in vocabulary_modules(model):
+        fill_new_rows(module.weight.data, old, generator)
+    logger.info("vocabulary of %s grown from %d to %d rows", source, old, size)
+    return model
 
 
 def fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:

@@ -4,6 +4,7 @@ The same code runs in Ray Train's workers, under torchrun and in a single proces
 a tracker is all that the launcher brings.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metaalign.errors import TrainingError
+from metaalign.train.agreement import from_first
 from metaalign.train.best import Best, next_best
 from metaalign.train.checkpoints import check_identity, load_checkpoint, read_manifest
 from metaalign.train.engines import Engine
-from metaalign.train.history import agree_on_checkpoint
+from metaalign.train.history import agree_on_checkpoint, saved_steps
 from metaalign.train.loop import LOSS, TOKENS, TOKENS_PER_SECOND, WAITED, Metrics, train
 from metaalign.train.measuring import HeldOut
 from metaalign.train.notices import Notices
@@ -30,6 +32,8 @@ from metaalign.train.task import (
     gather_materials,
     identity,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -97,7 +101,8 @@ class TrainingRun:
         Where the run was told to stop before that, the number of steps taken, as `stopped`.
 
         Raises:
-            TrainingError: the folder holds another run, or the loss is not finite.
+            TrainingError: the folder holds another run, another job took it over, or the loss is
+                not finite.
             CheckpointError: there are checkpoints, and all are damaged.
             StorageError: a checkpoint could not be written.
         """
@@ -184,11 +189,16 @@ class TrainingRun:
         folder = agree_on_checkpoint(self.engine, self._folder)
         if folder is None:
             return
-        manifest = read_manifest(folder)
+        manifest, kept = from_first(lambda: (read_manifest(folder), saved_steps(self._folder)))
         check_identity(manifest, self._identity, self._folder)
         load_checkpoint(self.engine, folder)
         self._progress = dict(manifest["progress"])
         self._step = manifest["step"]
+        best = self._progress["best"]
+        if best is not None and best["step"] not in kept:
+            # A best that nobody could export would be defended against all that follow.
+            logger.warning("the best checkpoint, of step %d, is gone", best["step"])
+            self._progress["best"] = None
 
     def _log(self, step: int, metrics: Metrics) -> None:
         self._step = step

@@ -180,11 +180,15 @@ class ZeroEngine:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def refresh(self) -> None:
-        if self._stage == 3 and self._zero.persistent_parameters:
+        if self._stage == 3:
             # Small parameters stay whole between steps, so they hold the old values yet.
             persistent = self._zero.persistent_parameters
-            persistent[0].partition(persistent, has_been_updated=False)
-            persistent[0].all_gather(persistent)
+            if persistent:
+                persistent[0].partition(persistent, has_been_updated=False)
+            # So do second cuts (hpz), which a gather prefers; a cut of `persistent` just made one.
+            self._zero.invalidate_secondary_tensor()
+            if persistent:
+                persistent[0].all_gather(persistent)
         elif self._stage in (1, 2):
             self._zero.update_lp_params()
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from metaalign.config.sections import ZeroConfig
-from metaalign.errors import TrainingError
+from metaalign.config.sections import WorkersConfig, ZeroConfig
+from metaalign.errors import ConfigError, TrainingError
 
 REDUCE_BUCKET = {"cpu": 4_000_000, "cuda": 100_000_000}
 """Elements of gradient that are reduced together. DeepSpeed holds one buffer of this size."""
@@ -59,6 +59,21 @@ def deepspeed_settings(
 def optimizer_place(zero: ZeroConfig, device_type: str) -> str:
     """Where the optimizer's states rest while it runs: cpu or cuda."""
     return "cpu" if zero.offload_optimizer else device_type
+
+
+def check_second_cut(zero: ZeroConfig, workers: WorkersConfig) -> None:
+    """Every worker belongs to a group that holds a second cut of the parameters.
+
+    Raises:
+        ConfigError: so many workers cannot be divided into such groups.
+    """
+    size = zero.hpz_partition_size
+    for count in (workers.min_workers, workers.max_workers):
+        if size is not None and count % size:
+            raise ConfigError(
+                f"zero.hpz_partition_size {size} does not divide workers.num_workers {count}: give "
+                "the number of workers of a node, and whole nodes; or leave it out"
+            )
 
 
 def check_offload(zero: ZeroConfig, device_type: str) -> None:
