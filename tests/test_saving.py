@@ -102,6 +102,7 @@ def test_steps_go_on_while_a_checkpoint_is_being_written(
     assert saved_steps(task.folder) == [6, 4, 2]
 
 
+@pytest.mark.slow
 def test_files_that_the_first_worker_does_not_see_are_no_checkpoint(
     tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:

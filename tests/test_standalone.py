@@ -81,6 +81,7 @@ def test_what_is_wrong_is_one_line(storage: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_it_is_tracked_and_goes_on_where_it_stopped(storage: Path) -> None:
     done = start([], "sft", storage, output="tracked")
     assert done.returncode == 0, done.stderr[-3000:]

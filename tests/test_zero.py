@@ -111,6 +111,7 @@ def test_two_workers_take_the_steps_of_one_process(
     )
 
 
+@pytest.mark.slow
 def test_two_workers_and_three_take_the_same_steps_whatever_the_budget(
     tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:

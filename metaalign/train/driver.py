@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metaalign.config import SFTConfig, resolve
 from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError
@@ -110,7 +112,16 @@ def _check_run(task: Task, materials: Materials) -> None:
 
 
 def _announce(task: Task, materials: Materials, optimizer: str) -> None:
-    workers = task.config.workers
+    workers, batch = task.config.workers, task.config.batch
+    largest = int(np.unique(materials.plan.selection.group, return_counts=True)[1].max())
+    if largest > batch.global_batch_size:
+        logger.warning(
+            "batch.group_by %s: the largest group has %d examples, which one step takes together, "
+            "more than batch.global_batch_size (%d)",
+            batch.group_by,
+            largest,
+            batch.global_batch_size,
+        )
     logger.info(
         "%s: %d examples in %d steps, layout %s, %s, %s on %s %s worker(s)",
         task.job,
