@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -31,8 +30,8 @@ from metaalign.train.engines import PlainEngine
 from metaalign.train.logprobs import Policy, targets_per_chunk
 from metaalign.train.loop import GRAD_NORM, LOSS, Metrics, Reader, measure, train
 from metaalign.train.row_losses import PairLoss, SFTLoss
+from tests.benchmarks.trl_trainer import BETA, build_trainer, needs_reference, sequences_of
 
-BETA = 0.1
 EXAMPLES_PER_SWEEP_STEP = 16
 
 
@@ -50,7 +49,8 @@ class Spec:
     global_batch_size: int
     group_by: str = "example"
     threads: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
+    """High enough to move the DPO loss visibly away from log 2 within a dozen steps."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of ours: budget, rows, chunk_size_mb. Of TRL: arguments of its config."""
 
@@ -158,31 +158,9 @@ def run_ours(spec: Spec, gate: Gate) -> None:
     train(engine, plan, reader, loss, optimizer=optimizer, after_step=after_step)
 
 
-def sequences_of(spec: Spec) -> list[dict[str, list[int]]]:
-    """Every visit of the plan in its order, as TRL's trainers hold a tokenized example."""
-    store, plan = plan_of(spec)
-    selection = plan.selection
-    visits = np.concatenate([plan.step(step) for step in range(plan.num_steps)])
-    examples = []
-    for position in visits.tolist():
-        row = int(selection.example[position])
-        prompt = store.prompt(row).tolist()
-        chosen, rejected = (store.response(row, number).tolist() for number in (0, 1))
-        if spec.job == "dpo":
-            example = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        else:
-            labels = [-100] * len(prompt) + chosen
-            example = {"input_ids": prompt + chosen, "labels": labels}
-        examples.append(example)
-    return examples
-
-
 def run_trl(spec: Spec, gate: Gate) -> None:
     """TRL's trainer of the same job, over the same token ids."""
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class Callback(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -192,61 +170,26 @@ def run_trl(spec: Spec, gate: Gate) -> None:
             if "loss" in logs:
                 gate.passed(float(logs["loss"]), float(logs["grad_norm"]))
 
-    base: Any = DPOTrainer if spec.job == "dpo" else SFTTrainer
-
-    class InOrder(base):
-        """Takes the examples in the order of the plan, tokenized as they are."""
-
-        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-            return dataset
-
-        def _get_train_sampler(self, dataset: Any = None) -> Any:
-            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
-
-    settings: dict[str, Any] = {
+    settings = {
         "output_dir": f"{spec.model}-trl-{os.getpid()}",
-        "per_device_train_batch_size": spec.global_batch_size,
-        "gradient_accumulation_steps": 1,
         "max_steps": spec.steps,
         "learning_rate": spec.learning_rate,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "max_grad_norm": 1.0,
-        "optim": "adamw_torch_fused",
         "bf16": False,
         "use_cpu": True,
-        "max_length": None,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "disable_tqdm": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "seed": 0,
+        **spec.options,
     }
-    if spec.job == "dpo":
-        config: Any = DPOConfig(**{**settings, "beta": BETA, **spec.options})
-    else:
-        settings |= {"completion_only_loss": True, **spec.options}
-        config = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
-    tokenizer = TokenStore.open(spec.store).template.tokenizer
-    model = load_model(spec)
-    more = {"ref_model": load_model(spec)} if _needs_reference(spec) else {}
-    trainer = InOrder(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(sequences_of(spec)),
-        processing_class=tokenizer,
+    store, plan = plan_of(spec)
+    trainer = build_trainer(
+        spec.job,
+        examples=sequences_of(store, plan, spec.job),
+        tokenizer=store.template.tokenizer,
+        model=load_model(spec),
+        reference=load_model(spec) if needs_reference(spec.job, spec.options) else None,
+        settings=settings,
         callbacks=[Callback()],
-        **more,
     )
     trainer.train()
     gate.wait()
-
-
-def _needs_reference(spec: Spec) -> bool:
-    return spec.job == "dpo" and not spec.options.get("precompute_ref_log_probs", False)
 
 
 SIDES: dict[str, Callable[[Spec, Gate], None]] = {"ours": run_ours, "trl": run_trl}

@@ -3,11 +3,17 @@
     python -m tests.benchmarks.sharing [--steps 3]
 
 Shuffled (group_by example) against grouped data, at a budget of 4,096, in steps of eight full rows
-a worker or more. The last figure is the planning of a step of 64 pairs beside the step itself.
+a worker or more; steps that hold less do not count. The bar is on the emptiest of these steps, of
+any data, grouping and number of workers. Beside it stands, without a bar, how full rows are that
+are as long as a multiple of FlexAttention's blocks of 128.
+
+Planning is timed twice: a step of 64 pairs beside the step itself, under a bar; and the layout of a
+step of so many pairs a worker on 8 and 64 of them, which each worker does for itself.
 """
 
 import argparse
 import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +31,8 @@ from metaalign.data.files import Reading
 from metaalign.data.personas import read_personas
 from metaalign.data.store import TokenStore
 from metaalign.examples import Example
-from metaalign.steps.plan import Packing, Plan
-from metaalign.steps.selection import ranges, select_ranked
+from metaalign.steps.plan import LENGTH_MULTIPLE, Packing, Plan
+from metaalign.steps.selection import Selection, ranges, select_ranked
 from metaalign.steps.trees import build_rows, measure_forest
 from metaalign.train.attention import BLOCK
 from metaalign.train.engines import PlainEngine
@@ -49,6 +56,8 @@ MODEL = {
     "max_position_embeddings": CONTEXT,
 }
 FILL_BAR, PLANNING_BAR = 0.95, 0.05
+PLANNED_WORLDS = (8, 64)
+PAIRS_A_WORKER = 64
 
 
 class Measured(NamedTuple):
@@ -60,13 +69,15 @@ class Measured(NamedTuple):
     """Tokens over rows times their planned length, of all steps together."""
     least_fill: float
     """Of the emptiest step."""
+    fill_in_blocks: float
+    """As `fill`, of rows whose length is a multiple of 128."""
     sharing: float
     """Tokens of all sequences over tokens in the rows."""
 
 
 def sources() -> dict[str, Callable[[], Sequence[Example]]]:
     """The data sets; the public one where shared/data lies beside the checkout."""
-    made = {
+    made: dict[str, Callable[[], Sequence[Example]]] = {
         "recipes": partial(recipe_examples, 12_000),
         "long personas": partial(persona_examples, 6_000),
     }
@@ -78,9 +89,14 @@ def sources() -> dict[str, Callable[[], Sequence[Example]]]:
     return made
 
 
-def plan_of(store: TokenStore, group_by: Any, batch: int, multiple: int = 8) -> Plan:
+def plan_of(store: TokenStore, group_by: Any, batch: int) -> Plan:
     selection = select_ranked(store.columns, split="train", context=CONTEXT, group_by=group_by)
-    packing = Packing(
+    packing = packing_of(store, selection)
+    return Plan(packing, global_batch_size=batch, seed=0, epochs=None, max_steps=9)
+
+
+def packing_of(store: TokenStore, selection: Selection, multiple: int = LENGTH_MULTIPLE) -> Packing:
+    return Packing(
         selection,
         partial(measure_forest, store),
         budget=BUDGET,
@@ -88,51 +104,73 @@ def plan_of(store: TokenStore, group_by: Any, batch: int, multiple: int = 8) -> 
         layout="tree",
         length_multiple=multiple,
     )
-    return Plan(packing, global_batch_size=batch, seed=0, epochs=None, max_steps=9)
 
 
-def full_batch(store: TokenStore, group_by: str, world: int) -> int | None:
-    """Examples whose forest alone is eight rows a worker, as tokens go in the first step.
+def full_steps(store: TokenStore, group_by: str, world: int, count: int) -> list[np.ndarray]:
+    """Positions of `count` steps whose tokens alone are eight full rows a worker, hardly more.
 
-    None where the store has too few.
+    None at all where the store has too few.
     """
     batch, wanted = 64, 8 * BUDGET * world
     while True:
         plan = plan_of(store, group_by, batch)
-        size = measure_forest(store, plan.selection, plan.step(0)).size
         if len(plan.step(0)) > len(plan.selection):
-            return None
-        if size >= wanted:
-            return batch
-        batch = max(batch + 1, int(1.02 * batch * wanted / size))
+            return []
+        steps = [plan.step(step) for step in range(min(count + 2, plan.num_steps))]
+        sizes = [measure_forest(store, plan.selection, each).size for each in steps]
+        full = [each for each, size in zip(steps, sizes, strict=True) if size >= wanted]
+        if len(full) >= count:
+            return full[:count]
+        batch = max(batch + 1, int(1.02 * batch * wanted / min(sizes[:count])))
 
 
-def measure(
-    store: TokenStore, group_by: str, world: int, *, steps: int, multiple: int = 8
-) -> Measured | None:
+def measure(store: TokenStore, group_by: str, world: int, *, steps: int) -> Measured | None:
     """None where the store has too few examples for so many workers."""
-    batch = full_batch(store, group_by, world)
-    if batch is None:
+    found = full_steps(store, group_by, world, steps)
+    if not found:
         return None
-    plan = plan_of(store, group_by, batch, multiple)
-    selection = plan.selection
-    fills, examples, tokens, stored, all_room = [], 0, 0, 0, 0
+    selection = plan_of(store, group_by, 1).selection
+    rooms = np.array(
+        [
+            [room(store, selection, positions, world, multiple) for positions in found]
+            for multiple in (LENGTH_MULTIPLE, BLOCK)
+        ]
+    )
+    real, own_room = rooms[0].T
+    in_blocks = rooms[1].sum(0)
+    flat = ranges(selection.response_start, np.concatenate(found))[0]
+    return Measured(
+        examples=float(np.mean([len(positions) for positions in found])),
+        fill=float(real.sum() / own_room.sum()),
+        least_fill=float((real / own_room).min()),
+        fill_in_blocks=float(in_blocks[0] / in_blocks[1]),
+        sharing=float(selection.sequence_length[flat].sum() / real.sum()),
+    )
+
+
+def room(
+    store: TokenStore, selection: Selection, positions: np.ndarray, world: int, multiple: int
+) -> tuple[int, int]:
+    """Tokens of a step, and those that its rows have room for."""
+    real = size = 0
+    for micro in packing_of(store, selection, multiple).lay_out(positions, world):
+        for rank in range(world):
+            rows = build_rows(store, selection, micro, rank)
+            real += rows.real_tokens
+            size += rows.tokens.size
+    return real, size
+
+
+def planning_ms(store: TokenStore, world: int, *, steps: int) -> float:
+    """Of one worker: the layout of a step and its own rows."""
+    plan = plan_of(store, "example", PAIRS_A_WORKER * world)
+    seconds = []
     for step in range(steps):
-        positions = plan.step(step)
-        real = room = 0
+        begun = time.perf_counter()
         for micro in plan.layout(step, world):
-            for rank in range(world):
-                rows = build_rows(store, selection, micro, rank)
-                real += rows.real_tokens
-                room += rows.tokens.size
-        fills.append(real / room)
-        examples += len(positions)
-        tokens += int(
-            selection.sequence_length[ranges(selection.response_start, positions)[0]].sum()
-        )
-        stored += real
-        all_room += room
-    return Measured(examples / steps, stored / all_room, min(fills), tokens / stored)
+            build_rows(store, plan.selection, micro, 0)
+        seconds.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(seconds)
 
 
 def planning_share(storage: Path, store: TokenStore, *, steps: int) -> dict[str, float]:
@@ -161,47 +199,55 @@ def planning_share(storage: Path, store: TokenStore, *, steps: int) -> dict[str,
     }
 
 
+def figures_of(stores: dict[str, TokenStore], steps: int) -> tuple[dict[str, Any], float]:
+    """Sharing and fill by data, grouping and number of workers, shown as a table too; and the
+    fill of the emptiest step of all."""
+    table = Table("data", "group_by", "workers", "examples", "sharing", "fill", "least", "in 128s")
+    figures: dict[str, Any] = {"sharing": {}, "least_fill": {}, "fill_in_blocks_of_128": {}}
+    for (name, store), group_by in itertools.product(stores.items(), GROUPINGS):
+        case = f"{name}, {group_by}"
+        found = {world: measure(store, group_by, world, steps=steps) for world in WORLDS}
+        filled = {world: each for world, each in found.items() if each is not None}
+        assert filled, f"{name} does not fill eight rows"
+        for world, each in filled.items():
+            shown = (each.sharing, each.fill, each.least_fill, each.fill_in_blocks)
+            numbers = (f"{value:.3f}" for value in shown)
+            table.add_row(name, group_by, str(world), f"{each.examples:.0f}", *numbers)
+        figures["sharing"][case] = round(filled[1].sharing, 3)
+        figures["least_fill"][case] = {
+            world: round(each.least_fill, 4) for world, each in filled.items()
+        }
+        figures["fill_in_blocks_of_128"][case] = {
+            world: round(each.fill_in_blocks, 4) for world, each in filled.items()
+        }
+    Console().print(table)
+    least = min(value for case in figures["least_fill"].values() for value in case.values())
+    return figures, least
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
-    table = Table(
-        "data", "group_by", "workers", "examples", "sharing", "fill", "least step", "of 128s"
-    )
-    sharing, fills, least, blocks = {}, [], [], []
     with tempfile.TemporaryDirectory() as folder:
         stores = {
             name: write_store(Path(folder) / name, make()) for name, make in sources().items()
         }
-        for (name, store), group_by in itertools.product(stores.items(), GROUPINGS):
-            found = {world: measure(store, group_by, world, steps=steps) for world in WORLDS}
-            filled = {world: each for world, each in found.items() if each is not None}
-            in_blocks = measure(store, group_by, 1, steps=steps, multiple=BLOCK)
-            assert in_blocks is not None, f"{name} does not fill eight rows"
-            one, fill = filled[1], min(each.fill for each in filled.values())
-            emptiest = min(each.least_fill for each in filled.values())
-            shown = (one.sharing, fill, emptiest, in_blocks.fill)
-            workers = " ".join(map(str, filled))
-            table.add_row(
-                name, group_by, workers, f"{one.examples:.0f}", *(f"{each:.3f}" for each in shown)
-            )
-            sharing[f"{name}, {group_by}"] = round(one.sharing, 3)
-            fills.append(fill)
-            least.append(emptiest)
-            blocks.append(in_blocks.fill)
-        timing = planning_share(Path(folder), stores["long personas"], steps=3)
-    Console().print(table)
+        figures, least = figures_of(stores, steps)
+        personas = stores["long personas"]
+        timing = planning_share(Path(folder), personas, steps=3)
+        planned = {world: planning_ms(personas, world, steps=steps) for world in PLANNED_WORLDS}
     print_report(
         {"budget": BUDGET, "rows": ROWS, "workers": WORLDS, "steps": steps, "architecture": MODEL},
         {
-            "sharing": sharing,
-            "least_fill_of_a_step": min(least),
-            "fill_in_blocks_of_128": min(blocks),
+            **figures,
             **timing,
+            "pairs_a_worker": PAIRS_A_WORKER,
+            "planning_ms_by_workers": {world: round(value) for world, value in planned.items()},
         },
         {
-            "fill": bar(min(fills), FILL_BAR, at_least=True),
+            "fill": bar(least, FILL_BAR, at_least=True),
             "planning_share": bar(
                 timing["planning_ms"] / timing["step_ms"], PLANNING_BAR, at_least=False
             ),
