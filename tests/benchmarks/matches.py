@@ -28,7 +28,8 @@ FIRST_TOLERANCES = {"loss": 2e-5, "grad_norm": 2e-4}
 """At step 0, where the weights are still equal: only the order of float32 sums differs."""
 CHUNK_SIZE_MB = 32
 MIN_BUDGET = 1280
-"""Tokens of a row of ours; two or three examples pack well."""
+"""Tokens of a row of ours, for each query that shares a meta-prompt: two or three examples pack
+well, and a row that is shorter than a few groups stores their meta-prompts more than once."""
 
 CONSOLE = Console(stderr=True)
 
@@ -139,7 +140,7 @@ def prepare(match: Match, folder: Path, effort: Effort) -> Spec:
         group_by="meta_prompt" if shape.queries > 1 else "example",
     )
     longest = int(plan_of(spec)[1].selection.tokens.max())
-    budget = max(MIN_BUDGET, -(-longest // 64) * 64)
+    budget = max(MIN_BUDGET * shape.queries, -(-longest // 64) * 64)
     return spec_with(spec, {"budget": budget, "rows": 1, "chunk_size_mb": CHUNK_SIZE_MB})
 
 
