@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -18,7 +21,13 @@ from transformers import (
 
 from metaalign.steps.trees import Rows, Sequence, lay_out_rows
 from metaalign.train import blocked_attention
-from metaalign.train.logprobs import Policy, sequence_logprobs, targets_per_chunk, to_tensors
+from metaalign.train.logprobs import (
+    Policy,
+    _TargetLogprobs,
+    sequence_logprobs,
+    targets_per_chunk,
+    to_tensors,
+)
 
 SIZES = {
     "vocab_size": 50,
@@ -163,6 +172,26 @@ def test_logits_never_exist_for_more_than_a_chunk_of_targets():
     whole = Policy(model, attention="sdpa", layout="tree", chunk_targets=targets)
     whole(rows).sum().backward()
     assert sizes == [(targets, 50)]
+
+
+def test_log_probabilities_are_taken_in_the_memory_of_the_logits():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(7, 11, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 11, (7,), generator=generator)
+    weight = torch.randn(7, generator=generator, dtype=torch.float64)
+    expected = -functional.cross_entropy(values, target, reduction="none")
+    (gradient,) = torch.autograd.grad(expected @ weight, values)
+    logits = values * 1
+    logprobs: Any = _TargetLogprobs.apply(logits, target)
+    assert (logprobs - expected).abs().max() < 1e-14
+    received: list[torch.Tensor] = []
+    logits.register_hook(received.append)
+    (logprobs @ weight).backward(retain_graph=True)
+    assert values.grad is not None
+    assert (values.grad - gradient).abs().max() < 1e-14
+    assert received[0].data_ptr() == logits.data_ptr()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logprobs.sum().backward()
 
 
 def test_the_number_of_chunks_follows_from_the_padded_targets_alone():

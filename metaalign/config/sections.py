@@ -151,8 +151,8 @@ class BatchConfig(Section):
     """Weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}: the share
     of the groups drawn from each source. Every file must match one. None draws by size."""
 
-    chunk_size_mb: int = Field(default=64, ge=1)
-    """Size of one chunk of logits, in MiB of float32. Fewer bytes, more chunks."""
+    chunk_size_mb: int = Field(default=128, ge=1)
+    """MiB of float32 in a chunk of logits. Several of a micro-batch are computed twice."""
 
 
 class OptimizerConfig(Section):

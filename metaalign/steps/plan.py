@@ -114,7 +114,7 @@ class Packing:
     def _tree_bins(
         self, positions: np.ndarray, world_size: int
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Rows, a multiple of the world size, and the tokens of the longest for each of them.
+        """Rows, a multiple of the world size, and (bins,) tokens of each.
 
         Most targets first, so that workers beside each other get like numbers of them.
         """
@@ -125,7 +125,7 @@ class Packing:
         ends = np.cumsum(np.bincount(row, minlength=len(sizes)))
         bins = np.split(positions[by_row], ends[:-1])
         order = np.argsort(-targets, kind="stable")
-        return [bins[i] for i in order], np.full(len(sizes), sizes.max())
+        return [bins[i] for i in order], sizes[order]
 
     def _deal(self, bins: list[np.ndarray], world_size: int, longest: int) -> MicroLayout:
         """One micro-batch: bins dealt back and forth, most targets first."""

@@ -26,10 +26,10 @@ TOLERANCES = {"loss": 2e-4, "grad_norm": 5e-3}
 each weight by the learning rate whichever way its gradient rounds: the norms drift apart sooner."""
 FIRST_TOLERANCES = {"loss": 2e-5, "grad_norm": 2e-4}
 """At step 0, where the weights are still equal: only the order of float32 sums differs."""
-CHUNK_SIZE_MB = 32
-MIN_BUDGET = 1280
-"""Tokens of a row of ours, for each query that shares a meta-prompt: two or three examples pack
-well, and a row that is shorter than a few groups stores their meta-prompts more than once."""
+CHUNK_SIZE_MB = 128
+BUDGETS = {"a": 1600, "b": 3840}
+"""Tokens of a row of ours by shape, or more where one example is longer: a few examples pack well,
+and a row that is shorter than a few groups stores their meta-prompts more than once."""
 
 CONSOLE = Console(stderr=True)
 
@@ -140,7 +140,7 @@ def prepare(match: Match, folder: Path, effort: Effort) -> Spec:
         group_by="meta_prompt" if shape.queries > 1 else "example",
     )
     longest = int(plan_of(spec)[1].selection.tokens.max())
-    budget = max(MIN_BUDGET * shape.queries, -(-longest // 64) * 64)
+    budget = max(BUDGETS[match.shape], -(-longest // 64) * 64)
     return spec_with(spec, {"budget": budget, "rows": 1, "chunk_size_mb": CHUNK_SIZE_MB})
 
 
