@@ -44,21 +44,33 @@ def pack(forest: Forest, *, budget: int, multiple: int) -> tuple[np.ndarray, np.
 
 
 def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """The packing into so many rows whose longest is the shortest of those tried."""
-    packings = []
+    """The packing into so many rows whose longest is the shortest of those tried.
+
+    Moving single items costs more than dealing pieces, so only the best deal is improved by it.
+    """
+
+    def sized(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        by_item = np.empty_like(row)
+        by_item[line.order] = row
+        return row, line.forest.sizes(by_item, num_rows)
+
+    def longest(packing: tuple[np.ndarray, np.ndarray]) -> int:
+        return packing[1].max()
+
+    deals = []
     for pieces in _PIECES:
         begins = line.cut(num_rows * pieces)
-        dealt = line.deal(begins, num_rows)
-        for row in (dealt, line.level(dealt, num_rows)):
-            by_item = np.empty_like(row)
-            by_item[line.order] = row
-            packings.append((by_item, line.forest.sizes(by_item, num_rows)))
-        sizes = packings[-1][1]
+        deals.append(sized(line.deal(begins, num_rows)))
+        sizes = deals[-1][1]
         even = sizes.max() * num_rows <= _EVEN * line.forest.size
         # Finer pieces never share more: what is too much for the rows stays so.
         if even or len(begins) == len(line.order) or sizes.mean() > budget:
             break
-    return min(packings, key=lambda packing: packing[1].max())
+    dealt = min(deals, key=longest)
+    row, sizes = min(dealt, sized(line.level(dealt[0], num_rows)), key=longest)
+    by_item = np.empty_like(row)
+    by_item[line.order] = row
+    return by_item, sizes
 
 
 class _Line:
