@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,65 @@ def test_a_job_that_gets_sigterm_leaves_a_checkpoint_and_no_process(
     assert f"sft: told to stop; saved at step {step}" in log.read_text()
     assert newest_whole(storage / "stopped") is not None
     until(lambda: not processes_with(mark), 20, "the end of every process")
+
+
+@pytest.mark.slow
+def test_ray_job_stop_leaves_a_checkpoint_and_no_process(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    """The command itself, on a head that cluster/local.sh started, which makes it wait."""
+    storage = tmp_path / "storage"
+    make_store(storage / "store")
+    (tmp_path / "home").mkdir()
+    head = tmp_path / "head"
+    environment = os.environ | {
+        "HOME": str(tmp_path / "home"),
+        "PYTHON": sys.executable,
+        "RAY_HEAD": str(head),
+        "RAY_AUTH_MODE": "token",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    script = str(Path(__file__).resolve().parents[1] / "cluster" / "local.sh")
+    settings = settings_of(
+        storage, length={"epochs": None, "max_steps": 100_000}, checkpoint={"every_steps": None}
+    )
+    (storage / "sft.yaml").write_text(json.dumps(settings))
+    log = tmp_path / "log"
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def workers() -> list[str]:
+        session = (head / "temp").read_text().strip()
+        lines = processes_with(session).values()
+        return [line for line in lines if "RayTrainWorker" in line or "ray_jobs.sft" in line]
+
+    run(script, "start")
+    try:
+        with log.open("w") as output:
+            job = subprocess.Popen(
+                [script, "submit", "python", "-m", "ray_jobs.sft", str(storage / "sft.yaml")],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        until(lambda: "sft  [" in log.read_text() or job.poll() is not None, 240, "a step")
+        (name,) = set(re.findall(r"raysubmit_\w+", log.read_text()))
+        assert len(workers()) >= 2, log.read_text()
+        ray = str(Path(sys.executable).with_name("ray"))
+        address = (head / "address").read_text().strip()
+        assert "stopped" in run(ray, "job", "stop", name, "--address", address)
+        job.wait(60)
+        (step,) = saved_steps(storage / "sft")
+        assert f"sft: told to stop; saved at step {step}" in log.read_text()
+        assert newest_whole(storage / "sft") is not None
+        until(lambda: not workers(), 20, "the end of every process of the job")
+    finally:
+        run(script, "stop")
 
 
 def test_a_second_sigterm_ends_a_driver_whose_workers_cannot_obey(
