@@ -13,7 +13,7 @@ arguments: Ray pickles exceptions between processes.
     ├── PlanError (ValueError)           examples that cannot be laid out in steps
     ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite
     ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
-    ├── StorageError (OSError)           the storage cannot take what is written
+    ├── StorageError (OSError)           the storage cannot be written, or object storage not read
     ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
     └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
 """
@@ -68,4 +68,4 @@ class RequestError(MetaAlignError, ValueError):
 
 
 class StorageError(MetaAlignError, OSError):
-    """The storage cannot take what is written."""
+    """The storage cannot take what is written, or object storage cannot be asked."""

@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 
 from metaalign.errors import MetaAlignError
+from metaalign.train.agreement import from_first
 from metaalign.train.history import saved_steps
+from metaalign.train.notices import take_over
 from metaalign.train.saving import Saver
 from metaalign.train.starting import build_policy, start_engine
 from metaalign.train.task import Task
@@ -74,7 +76,8 @@ def save_after_another_took_over(tasks: list[Task], folder: Path) -> Any:
     engine = start_engine(tasks[0], CPU)
     engine.prepare_state(1)
     (folder / "run").mkdir(exist_ok=True)
-    saver = Saver(engine, folder / "run", identity={}, newest=2)
+    owner = from_first(lambda: take_over(folder / "run"))
+    saver = Saver(engine, folder / "run", identity={}, newest=2, owner=owner)
     saver.save(1, {})
     saver.wait()
     dist.barrier()

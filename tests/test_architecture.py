@@ -54,7 +54,7 @@ DEPENDENCIES = {
     "openai": ("upstream.py",),
     "torch": ("train/", "generate/", "evaluate/"),
     "transformers": ("template.py", "data/tokenizer.py", "train/", "generate/"),
-    "pyarrow": ("examples.py", "data/"),
+    "pyarrow": ("examples.py", "data/", "train/folders.py"),
 }
 """Where a third-party package may appear. What is not listed may appear anywhere."""
 

@@ -136,9 +136,13 @@ def test_a_run_that_cannot_be_exported_is_named(
     with pytest.raises(CheckpointError, match=r"sft: the run's folder does not exist.*set `run`"):
         run_export(config)
     (tmp_path / "sft").mkdir()
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="is of no training run"):
         run_export(config)
-    trained(tiny_task(tmp_path, make_store))
+    task = tiny_task(tmp_path, make_store)
+    begin_run(task)
+    with pytest.raises(CheckpointError, match="there is no complete checkpoint of sft"):
+        run_export(config)
+    trained(task)
     golden = tmp_path / "sft" / MODEL_FOLDER / "template.json"
     golden.write_text(golden.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(TemplateError):

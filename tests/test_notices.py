@@ -9,14 +9,16 @@ import pytest
 
 from metaalign.data.store import TokenStore
 from metaalign.errors import TrainingError
+from metaalign.train.driver import begin_run
 from metaalign.train.engines import PlainEngine
 from metaalign.train.history import saved_steps
-from metaalign.train.notices import STOP_FILE, Notices, check_owner, read_owner, take_over
+from metaalign.train.notices import STOP_FILE, Notices, check_owner, take_over
 from metaalign.train.results import read_result
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
 from metaalign.train.workers import TrainingRun
 from tests.tiny_task import run_workers, tiny_task
+from tests.worker_scenarios import run_task
 
 
 @pytest.fixture
@@ -100,13 +102,24 @@ def test_all_workers_stop_at_one_step(
     assert first[0]["result"]["stopped"] == max(saved_steps(task.folder)) < 2000
 
 
+def test_a_worker_of_an_older_job_that_starts_again_ends(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(tmp_path, make_store, checkpoint={"every_steps": 2})
+    older, newer = begin_run(task), begin_run(task)
+    with pytest.raises(TrainingError, match="another job took over this folder"):
+        run_task(older, engine_of(older))
+    assert saved_steps(task.folder) == []
+    run_task(newer, engine_of(newer))
+    assert saved_steps(task.folder) == [6, 4]
+
+
 def test_the_job_that_came_last_owns_the_folder(tmp_path: Path) -> None:
-    check_owner(tmp_path, read_owner(tmp_path))
-    take_over(tmp_path)
-    first = read_owner(tmp_path)
+    check_owner(tmp_path, None)
+    first = take_over(tmp_path)
     check_owner(tmp_path, first)
-    take_over(tmp_path)
+    second = take_over(tmp_path)
     with pytest.raises(TrainingError, match=r"another job took over this folder.*`output`"):
         check_owner(tmp_path, first)
-    check_owner(tmp_path, read_owner(tmp_path))
+    check_owner(tmp_path, second)
     assert [path.name for path in tmp_path.iterdir()] == ["OWNER"]

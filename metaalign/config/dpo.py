@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from metaalign.config.checkpoint import CheckpointConfig, check_resizes
 from metaalign.config.sections import (
     AbsolutePath,
     BatchConfig,
-    CheckpointConfig,
     FolderName,
     HeldOutConfig,
     ModelConfig,
@@ -17,7 +17,6 @@ from metaalign.config.sections import (
     TrainingLength,
     WorkersConfig,
     ZeroConfig,
-    check_resizes,
 )
 
 LossName = Literal[

@@ -23,8 +23,8 @@ def _absolute(path: str) -> str:
     path = path.removeprefix("file://")
     if "://" in path:
         raise ValueError(
-            "object storage is not supported yet; give an absolute path on a disk that every "
-            "node of the cluster sees"
+            "only checkpoints can be kept in object storage (checkpoint.storage); give an absolute "
+            "path on a disk that every node of the cluster sees"
         )
     if not PurePosixPath(path).is_absolute():
         raise ValueError(
@@ -278,30 +278,6 @@ class WorkersConfig(Section):
                 "most, such as [1, 4]"
             )
         return self
-
-
-class CheckpointConfig(Section):
-    """When training saves."""
-
-    every_steps: int | None = Field(default=200, ge=1)
-    """Steps between two checkpoints. None saves at the end alone, with a fixed num_workers."""
-
-    keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept; the best one is kept beside them."""
-
-    notice_steps: int = Field(default=10, ge=1)
-    """Steps between two looks for a notice that a node is about to be taken away; a checkpoint
-    follows at once. A job that is told to stop saves after the step that it is at."""
-
-
-def check_resizes(workers: WorkersConfig, checkpoint: CheckpointConfig) -> None:
-    """Raises a ValueError for workers that come and go without a checkpoint to go on from."""
-    if not isinstance(workers.num_workers, int) and checkpoint.every_steps is None:
-        raise ValueError(
-            f"checkpoint.every_steps None with workers.num_workers {[*workers.num_workers]}: a "
-            "node that is lost or returns would take the run back to its first step; give "
-            "every_steps a number"
-        )
 
 
 BestMetric = Literal["loss", "reward_accuracy", "reward_margin"]

@@ -2,10 +2,10 @@
 
 from pydantic import Field, model_validator
 
+from metaalign.config.checkpoint import CheckpointConfig, check_resizes
 from metaalign.config.sections import (
     AbsolutePath,
     BatchConfig,
-    CheckpointConfig,
     FolderName,
     HeldOutConfig,
     ModelConfig,
@@ -15,7 +15,6 @@ from metaalign.config.sections import (
     TrainingLength,
     WorkersConfig,
     ZeroConfig,
-    check_resizes,
 )
 
 

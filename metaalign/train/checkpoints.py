@@ -13,31 +13,35 @@ no Ray.
 """
 
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from metaalign.errors import CheckpointError, TrainingError
+from metaalign.errors import CheckpointError, StorageError, TrainingError
 from metaalign.train.agreement import from_first
 from metaalign.train.engines import Engine
+from metaalign.train.folders import (
+    Folder,
+    Remote,
+    checksum,
+    open_folder,
+    read_text,
+    size_of,
+    write_whole,
+)
+from metaalign.train.shards import Reader
 
 MARKER = "COMPLETE"
-METADATA = ".metadata"
 SCHEMA_VERSION = 2
-
-READ_SIZE = 2**22
-"""Bytes that are read at once for a checksum."""
 
 
 def step_folder(step: int) -> str:
@@ -45,18 +49,13 @@ def step_folder(step: int) -> str:
     return f"step-{step:07d}"
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:
     """Write the marker, whole or not at all: from then on the checkpoint counts."""
-    partial = folder / f".{MARKER}"
     sealed = {"crc32": _seal(manifest), "manifest": manifest}
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(sealed, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / MARKER)
+    write_whole(folder / MARKER, json.dumps(sealed, indent=2) + "\n")
 
 
-def load_checkpoint(engine: Engine, folder: str | Path) -> dict[str, Any]:
+def load_checkpoint(engine: Engine, folder: str | Folder) -> dict[str, Any]:
     """Put a checkpoint into the engine, whatever number of workers wrote it; the manifest, as
     worker 0 reads it.
 
@@ -84,7 +83,7 @@ def load_checkpoint(engine: Engine, folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def iterate_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+def iterate_weights(folder: str | Folder) -> Iterator[tuple[str, Tensor]]:
     """Every whole float32 parameter with its name, one at a time, in this process alone.
 
     Raises:
@@ -96,23 +95,32 @@ def iterate_weights(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.view(shape)
 
 
-def _load(tensors: dict[str, Any], folder: str | Path, *, no_dist: bool) -> None:
+def _load(tensors: dict[str, Any], folder: str | Folder, *, no_dist: bool) -> None:
     """Fill the tensors, in this process alone if asked, without torch's warning about that."""
+    folder = open_folder(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=FileSystemReader(folder), no_dist=no_dist)
+        try:
+            load(tensors, storage_reader=Reader(folder), no_dist=no_dist)
+        except CheckpointException as error:  # which is no Exception
+            cause = next((cause for cause, _ in error.failures.values()), error)
+            kind = StorageError if isinstance(folder, Remote) else CheckpointError
+            raise kind(f"{folder}: the checkpoint cannot be read: {cause}") from error
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Folder) -> dict[str, Any]:
     """What the marker of a checkpoint says.
 
     Raises:
         CheckpointError: there is no marker, or it is damaged or of another format.
+        StorageError: the object storage could not be asked.
     """
-    folder = Path(folder)
+    folder = open_folder(folder)
     try:
-        sealed = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        sealed = json.loads(read_text(folder / MARKER))
         manifest = sealed["manifest"]
+    except StorageError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{folder}: the checkpoint is not complete: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -127,22 +135,34 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def find_damage(folder: str | Path, *, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a worker's share of a checkpoint's files; None where nothing is."""
-    folder = Path(folder)
+def find_damage(folder: str | Folder, *, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a worker's share of a checkpoint's files; None where nothing is.
+
+    Raises:
+        StorageError: the object storage could not be asked: what it holds may well be whole.
+    """
+    folder = open_folder(folder)
     try:
         files = read_manifest(folder)["files"]
         for name in sorted(files)[rank::world_size]:
-            size, crc32 = files[name]["size_bytes"], files[name]["crc32"]
-            path = folder / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != size:
-                return f"{path} is cut short: {path.stat().st_size} of {size} bytes"
-            if _checksum(path) != crc32:
-                return f"{path} has another checksum than when it was written"
+            problem = _damage(folder / name, **files[name])
+            if problem is not None:
+                return problem
+    except StorageError:
+        raise
     except (CheckpointError, OSError) as error:
         return str(error)
+    return None
+
+
+def _damage(path: Folder, *, size_bytes: int, crc32: str) -> str | None:
+    found = size_of(path)
+    if found is None:
+        return f"{path} is missing"
+    if found != size_bytes:
+        return f"{path} is cut short: {found} of {size_bytes} bytes"
+    if checksum(path) != crc32:
+        return f"{path} has another checksum than when it was written"
     return None
 
 
@@ -150,21 +170,9 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
-    return {"size_bytes": path.stat().st_size, "crc32": _checksum(path)}
-
-
-def _checksum(path: Path) -> str:
-    """CRC-32 of a file: 1.9 GB/s on a core where BLAKE2 takes 0.5; no one forges a checkpoint."""
-    crc32 = 0
-    with path.open("rb") as file:
-        while part := file.read(READ_SIZE):
-            crc32 = zlib.crc32(part, crc32)
-    return f"{crc32:08x}"
-
-
-def check_identity(manifest: Mapping[str, Any], identity: Mapping[str, Any], folder: Path) -> None:
+def check_identity(
+    manifest: Mapping[str, Any], identity: Mapping[str, Any], folder: Folder
+) -> None:
     """Refuse to resume another run.
 
     Raises:

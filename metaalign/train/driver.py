@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from metaalign.config import SFTConfig, resolve
 from metaalign.data.store import TokenStore
-from metaalign.errors import ConfigError
+from metaalign.errors import ConfigError, TrainingError
 from metaalign.template import Template
 from metaalign.train.checkpoints import check_identity, read_manifest
 from metaalign.train.device_settings import choose_attention, choose_dtype
-from metaalign.train.export import write_recipe
+from metaalign.train.export import kept_before, write_recipe
+from metaalign.train.folders import open_folder
 from metaalign.train.history import newest_checkpoint
 from metaalign.train.models import (
     check_carried,
@@ -29,7 +31,7 @@ from metaalign.train.models import (
     prepare_initial,
     weights_fingerprint,
 )
-from metaalign.train.notices import STOP_FILE, take_over
+from metaalign.train.notices import STOP_FILE, claim, take_over
 from metaalign.train.optimizers import check_compiler, optimizer_name
 from metaalign.train.probe import choose_layout
 from metaalign.train.results import RESULT_FILE
@@ -106,9 +108,17 @@ def _check_run(task: Task, materials: Materials) -> None:
             f"held_out.best_metric {metric!r}: the store holds out nothing that could be "
             "measured; leave it out, or hold examples out in the prepare job"
         )
-    newest = newest_checkpoint(task.folder)
+    newest = newest_checkpoint(task.checkpoints)
     if newest is not None:
-        check_identity(read_manifest(newest), identity(task, materials.store), Path(task.folder))
+        place = open_folder(task.checkpoints)
+        check_identity(read_manifest(newest), identity(task, materials.store), place)
+        return
+    before = kept_before(Path(task.folder))
+    if before not in (None, task.checkpoints) and newest_checkpoint(before) is not None:
+        raise TrainingError(
+            f"{task.folder}: the checkpoints of this run are kept in {before}, and there are none "
+            f"in {task.checkpoints}; set checkpoint.storage back, or copy them"
+        )
 
 
 def _announce(task: Task, materials: Materials, optimizer: str) -> None:
@@ -135,8 +145,12 @@ def _announce(task: Task, materials: Materials, optimizer: str) -> None:
     )
 
 
-def begin_run(task: Task) -> None:
-    """Own the run's folder; keep in it what export needs, and drop an earlier end's result."""
+def begin_run(task: Task) -> Task:
+    """Own the run's folder; keep in it what export needs, and drop an earlier end's result.
+
+    Returns:
+        The task with its owner.
+    """
     config, folder = task.config, Path(task.folder)
     template = TokenStore.open(resolve(config.storage, config.store)).template
     recipe = {
@@ -146,9 +160,12 @@ def begin_run(task: Task) -> None:
         "train_vocabulary": task.train_vocabulary,
         "config": config.model_dump(mode="json"),
     }
+    if task.checkpoints != task.folder:
+        claim(task.checkpoints, folder)
     write_recipe(folder, initial=task.initial, template=template, recipe=recipe)
-    take_over(folder)
+    owner = take_over(folder)
     (folder / RESULT_FILE).unlink(missing_ok=True)
+    return replace(task, owner=owner)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
 from metaalign.train.adapters import add_adapters, merge_adapters
 from metaalign.train.checkpoints import iterate_weights, read_manifest
+from metaalign.train.folders import Folder, place_below
 from metaalign.train.history import choose_checkpoint
 from metaalign.train.models import check_weights, load_config_of
 from metaalign.train.results import read_result, write_json
@@ -59,15 +60,16 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     """
     source = resolve(config.storage, config.run)
     target = resolve(config.storage, config.output)
-    checkpoint = choose_checkpoint(source, config.checkpoint)
+    recipe = _read_recipe(source)
+    place = _checkpoints(source, recipe)
+    checkpoint = choose_checkpoint(place, config.checkpoint)
     if checkpoint is None:
-        found = "holds no complete checkpoint" if source.is_dir() else "does not exist"
         raise CheckpointError(
-            f"{source}: the run's folder {found}; run the sft or dpo job first, or set `run`"
+            f"{place}: there is no complete checkpoint of {config.run}; run the sft or dpo job "
+            "first, or set `run`"
         )
     _check_target(source, target)
     template = Template.verify(source / MODEL_FOLDER)
-    recipe = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if recipe["config"]["model"]["lora"] is None:
@@ -89,6 +91,27 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     return target
 
 
+def _read_recipe(source: Path) -> dict[str, Any]:
+    try:
+        return json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = "is of no training run" if source.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"{source}: the run's folder {found}; run the sft or dpo job first, or set `run`"
+        ) from None
+
+
+def kept_before(source: Path) -> str | None:
+    """Where the checkpoints of the run that began in a folder are kept; None where none did."""
+    return _checkpoints(source, _read_recipe(source)) if (source / RECIPE_FILE).is_file() else None
+
+
+def _checkpoints(source: Path, recipe: dict[str, Any]) -> str:
+    """Where the run's checkpoints are kept; the run's folder may have been moved since."""
+    elsewhere = recipe["config"]["checkpoint"].get("storage")
+    return str(source) if elsewhere is None else place_below(elsewhere, recipe["config"]["output"])
+
+
 def _check_target(source: Path, target: Path) -> None:
     """Replace nothing but what an export wrote."""
     exported = all((target / name).is_file() for name in (TEMPLATE_FILE, CARD_FILE))
@@ -99,7 +122,7 @@ def _check_target(source: Path, target: Path) -> None:
         )
 
 
-def _save_model(checkpoint: Path, model_folder: Path, dtype: torch.dtype, folder: Path) -> None:
+def _save_model(checkpoint: Folder, model_folder: Path, dtype: torch.dtype, folder: Path) -> None:
     """Write config and weights. The model is held once, in `dtype`, beside one float32 tensor."""
     config = load_config_of(model_folder)
     with torch.device("meta"):
@@ -113,7 +136,7 @@ def _save_model(checkpoint: Path, model_folder: Path, dtype: torch.dtype, folder
     model.save_pretrained(folder, state_dict=weights)
 
 
-def _merged(checkpoint: Path, recipe: dict[str, Any]) -> Any:
+def _merged(checkpoint: Folder, recipe: dict[str, Any]) -> Any:
     """The model that adapters were trained on, with the checkpoint's merged into it."""
     initial, settings = recipe["initial"], recipe["config"]["model"]
     if not Path(initial).is_dir():
@@ -139,7 +162,7 @@ def _generation_config(template: Template, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _numbers(source: Path, checkpoint: Path) -> dict[str, Any]:
+def _numbers(source: Path, checkpoint: Folder) -> dict[str, Any]:
     """What is known of a checkpoint: the run's result where it is the last one."""
     manifest = read_manifest(checkpoint)
     result = read_result(source) or {}

@@ -10,31 +10,48 @@ Knows no Ray.
 """
 
 import logging
-import shutil
 from functools import partial
-from pathlib import Path
 
 from metaalign.errors import CheckpointError
 from metaalign.train.agreement import from_first, together
 from metaalign.train.checkpoints import MARKER, find_damage, read_manifest, step_folder
 from metaalign.train.engines import Engine
+from metaalign.train.folders import (
+    Folder,
+    Remote,
+    child_names,
+    delete_file,
+    delete_folder,
+    move_file,
+    open_folder,
+    size_of,
+)
+
+DAMAGED = "DAMAGED"
+"""What the marker of a damaged checkpoint in object storage is renamed to."""
 
 logger = logging.getLogger(__name__)
 
 
-def saved_steps(run_folder: str | Path) -> list[int]:
-    """Steps of the checkpoints that have their marker, newest first."""
-    folders = (path.parent for path in Path(run_folder).glob(f"step-*/{MARKER}"))
-    return sorted((int(folder.name.removeprefix("step-")) for folder in folders), reverse=True)
+def saved_steps(run_folder: str | Folder) -> list[int]:
+    """Steps of the checkpoints that have their marker, newest first.
+
+    Raises:
+        OSError: the storage could not be asked.
+    """
+    run_folder = open_folder(run_folder)
+    names = [name for name in child_names(run_folder) if name.startswith("step-")]
+    complete = [name for name in names if size_of(run_folder / name / MARKER) is not None]
+    return sorted((int(name.removeprefix("step-")) for name in complete), reverse=True)
 
 
-def newest_checkpoint(run_folder: str | Path) -> Path | None:
+def newest_checkpoint(run_folder: str | Folder) -> Folder | None:
     """The newest checkpoint whose marker can be read; None where there is none.
 
     Its files are not read: this is quick, and no promise.
     """
     for step in saved_steps(run_folder):
-        folder = Path(run_folder) / step_folder(step)
+        folder = open_folder(run_folder) / step_folder(step)
         try:
             read_manifest(folder)
         except CheckpointError:
@@ -43,13 +60,13 @@ def newest_checkpoint(run_folder: str | Path) -> Path | None:
     return None
 
 
-def newest_whole(run_folder: str | Path) -> Path | None:
+def newest_whole(run_folder: str | Folder) -> Folder | None:
     """The newest checkpoint whose every file is what was written; warns of those after it.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    run_folder, damage = Path(run_folder), []
+    run_folder, damage = open_folder(run_folder), []
     for step in saved_steps(run_folder):
         folder = run_folder / step_folder(step)
         problem = find_damage(folder)
@@ -62,7 +79,7 @@ def newest_whole(run_folder: str | Path) -> Path | None:
     return None
 
 
-def agree_on_checkpoint(engine: Engine, run_folder: str | Path) -> Path | None:
+def agree_on_checkpoint(engine: Engine, run_folder: str | Folder) -> Folder | None:
     """As `newest_whole`, every worker reading a share of the files. Every worker calls it.
 
     Damaged checkpoints that are newer are set aside, under another name.
@@ -70,7 +87,7 @@ def agree_on_checkpoint(engine: Engine, run_folder: str | Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    run_folder, damaged = Path(run_folder), []
+    run_folder, damaged = open_folder(run_folder), []
     for step in from_first(lambda: saved_steps(run_folder)):
         folder = run_folder / step_folder(step)
         rank, world_size = engine.rank, engine.world_size
@@ -86,7 +103,7 @@ def agree_on_checkpoint(engine: Engine, run_folder: str | Path) -> Path | None:
     return None
 
 
-def choose_checkpoint(run_folder: str | Path, wanted: str | int | None) -> Path | None:
+def choose_checkpoint(run_folder: str | Folder, wanted: str | int | None) -> Folder | None:
     """A checkpoint to export, every file of which was read; None where there is none.
 
     Args:
@@ -109,16 +126,16 @@ def choose_checkpoint(run_folder: str | Path, wanted: str | int | None) -> Path 
     step = best if wanted in (None, "best") else int(wanted)
     if step is None:
         return newest
-    problem = _find_problem(Path(run_folder), step)
+    problem = _find_problem(open_folder(run_folder), step)
     if problem is None:
-        return Path(run_folder) / step_folder(step)
+        return open_folder(run_folder) / step_folder(step)
     if wanted is None:
         logger.warning("the best checkpoint cannot be used: %s; using the newest", problem)
         return newest
     raise CheckpointError(f"{problem}; set `checkpoint` to another")
 
 
-def _find_problem(run_folder: Path, step: int) -> str | None:
+def _find_problem(run_folder: Folder, step: int) -> str | None:
     """Why the checkpoint of so many steps cannot be used; None where it can."""
     steps = saved_steps(run_folder)
     if step in steps:
@@ -127,47 +144,55 @@ def _find_problem(run_folder: Path, step: int) -> str | None:
     return f"{run_folder}: there is no checkpoint of {step} steps, only of {listed}"
 
 
-def best_step(folder: Path) -> int | None:
+def best_step(folder: Folder) -> int | None:
     """Steps of the best checkpoint, by what one of the run's checkpoints knows."""
     best = read_manifest(folder)["progress"].get("best")
     return None if best is None else best["step"]
 
 
-def keep_checkpoints(run_folder: str | Path, newest: int, best: int | None = None) -> None:
+def keep_checkpoints(run_folder: str | Folder, newest: int, best: int | None = None) -> None:
     """Delete all complete checkpoints but the newest and the best, and what is incomplete.
 
     Args:
         newest: How many of the newest are kept.
         best: Steps of the best. It may be one of the newest.
     """
+    run_folder = open_folder(run_folder)
     steps = saved_steps(run_folder)
     kept = [step_folder(step) for step in steps if step in steps[:newest] or step == best]
-    for folder in Path(run_folder).glob("step-*"):
-        if kept and folder.name < kept[0] and folder.name not in kept:
-            _delete(folder)
+    for name in child_names(run_folder):
+        if name.startswith("step-") and kept and name < kept[0] and name not in kept:
+            _delete(run_folder / name)
 
 
-def _delete(folder: Path) -> None:
+def _delete(folder: Folder) -> None:
     try:
         # The marker goes first: what is left of a deletion that is cut off does not count.
-        (folder / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        delete_file(folder / MARKER)
+        delete_folder(folder)
     except OSError as error:
         logger.warning("%s could not be deleted: %s", folder, error)
 
 
-def _set_aside(run_folder: Path, folders: list[Path]) -> None:
+def _set_aside(run_folder: Folder, folders: list[Folder]) -> None:
+    """Keep the newest of the damaged, since it may tell what happened, where no resume looks."""
     for folder in folders:
+        if isinstance(folder, Remote):
+            # Nothing large can be renamed there. It is overwritten once its step comes again.
+            move_file(folder / MARKER, DAMAGED)
+            logger.warning("%s is set aside: its %s is now %s", folder, MARKER, DAMAGED)
+            continue
         target = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(target, ignore_errors=True)
+        delete_folder(target)
         folder.rename(target)
         logger.warning("%s is set aside as %s", folder, target.name)
-    # Each takes as much room as a checkpoint; the newest is enough to find out what happened.
-    for older in sorted(run_folder.glob("damaged-step-*"))[:-1]:
-        _delete(older)
+    # Each takes as much room as a checkpoint.
+    aside = [name for name in child_names(run_folder) if name.startswith("damaged-step-")]
+    for older in aside[:-1]:
+        _delete(run_folder / older)
 
 
-def _all_damaged(run_folder: Path) -> CheckpointError:
+def _all_damaged(run_folder: Folder) -> CheckpointError:
     return CheckpointError(
         f"{run_folder}: every checkpoint is damaged; delete the folder to start anew, or restore "
         "one from a backup"

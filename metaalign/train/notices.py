@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from metaalign.errors import TrainingError
+from metaalign.errors import StorageError, TrainingError
 from metaalign.train.engines import Engine
+from metaalign.train.folders import Remote, open_folder, read_text, size_of, write_whole
 
 STOP_FILE = "STOP"
 """In the run's folder: the driver was told to end."""
@@ -20,17 +21,54 @@ STOP_FILE = "STOP"
 OWNER_FILE = "OWNER"
 """In the run's folder: a name that the job drew which may write there."""
 
+RUN_FILE = "RUN"
+"""Where a run's checkpoints are kept, if that is elsewhere: the path of its folder."""
 
-def take_over(run_folder: str | Path) -> None:
-    """Own the run's folder: a job that works there yet ends before its next checkpoint."""
+
+def take_over(run_folder: str | Path) -> str:
+    """Own the run's folder, under the name that is returned: a job that works there yet ends before
+    its next checkpoint."""
     path = Path(run_folder) / OWNER_FILE
     name = uuid.uuid4().hex
     partial = path.with_suffix(f".{name}.partial")
     partial.write_text(name, encoding="utf-8")
     os.replace(partial, path)
+    return name
 
 
-def read_owner(run_folder: str | Path) -> str | None:
+def claim(checkpoints: str, run_folder: str | Path) -> None:
+    """Note whose checkpoints are kept in a folder beside the run's, before the first is written.
+
+    Raises:
+        TrainingError: they are those of a run in another folder, or the folder is one itself.
+        StorageError: it cannot be read or written.
+    """
+    folder = open_folder(checkpoints)
+    file = folder / RUN_FILE
+    try:
+        if not isinstance(folder, Remote):
+            folder.mkdir(parents=True, exist_ok=True)
+        if size_of(folder / OWNER_FILE) is not None:
+            raise TrainingError(
+                f"{checkpoints}: checkpoint.storage names the folder of another run; give this "
+                "run another `output` or checkpoint.storage"
+            )
+        if size_of(file) is None:
+            write_whole(file, str(run_folder))
+        held = read_text(file)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{checkpoints}: checkpoint.storage cannot be used: {error}") from error
+    if held != str(run_folder):
+        raise TrainingError(
+            f"{checkpoints}: checkpoint.storage holds the run of {held}; give this one another "
+            f"`output` or checkpoint.storage, or delete {file} where that folder was moved to "
+            f"{run_folder}"
+        )
+
+
+def _read_owner(run_folder: str | Path) -> str | None:
     """The name of the job that owns the run's folder; None where no job took it."""
     try:
         return (Path(run_folder) / OWNER_FILE).read_text(encoding="utf-8")
@@ -39,12 +77,15 @@ def read_owner(run_folder: str | Path) -> str | None:
 
 
 def check_owner(run_folder: str | Path, owner: str | None) -> None:
-    """Whether the folder is still the job's whose workers read this owner when they started.
+    """Whether the folder is still the job's that owned it under this name.
+
+    Args:
+        owner: None where no job took the folder, as in a run without a driver.
 
     Raises:
         TrainingError: another job took it over.
     """
-    if read_owner(run_folder) != owner:
+    if owner is not None and _read_owner(run_folder) != owner:
         raise TrainingError(
             f"{run_folder}: another job took over this folder and goes on with the run, so this "
             "one ends; give two jobs that run at once different `output`s"

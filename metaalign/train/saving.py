@@ -5,9 +5,10 @@ of its own, so that its talk and training's never mix. Knows no Ray.
 """
 
 import copy
-import shutil
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,26 +16,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 
-from metaalign.errors import StorageError
+from metaalign.errors import StorageError, TrainingError
 from metaalign.train.agreement import from_first, together
 from metaalign.train.checkpoints import (
-    METADATA,
     SCHEMA_VERSION,
     as_global,
-    describe_file,
     entry,
     step_folder,
     write_manifest,
 )
 from metaalign.train.engines import Engine
+from metaalign.train.folders import (
+    Folder,
+    Remote,
+    delete_folder,
+    free_bytes,
+    make_folder,
+    open_folder,
+    size_of,
+)
 from metaalign.train.history import keep_checkpoints
-from metaalign.train.notices import check_owner, read_owner
+from metaalign.train.notices import check_owner
+from metaalign.train.shards import Writer
 
 MIB = 2**20
+
+logger = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
@@ -68,19 +78,30 @@ class Saver:
     """Saves a run's checkpoints. Every worker has one and calls it alike."""
 
     def __init__(
-        self, engine: Engine, run_folder: str | Path, *, identity: Mapping[str, Any], newest: int
+        self,
+        engine: Engine,
+        run_folder: str | Path,
+        *,
+        identity: Mapping[str, Any],
+        newest: int,
+        checkpoints: str | Folder | None = None,
+        owner: str | None = None,
     ) -> None:
         """Start no thread yet.
 
         Args:
+            run_folder: On a disk that all workers see.
+            checkpoints: The folder that they are kept in. None is the run's folder.
+            owner: The name under which the job owns the run's folder; see `check_owner`.
             identity: What a resume must not change: fingerprints, seed, batch size.
             newest: Complete checkpoints that are kept.
         """
         self._engine = engine
-        self._run_folder = Path(run_folder)
+        self._run_folder = run_folder
+        self._checkpoints = open_folder(run_folder if checkpoints is None else checkpoints)
         self._identity = dict(identity)
         self._newest = newest
-        self._owner = read_owner(run_folder)
+        self._owner = owner
         self._group: Any = None
         self._mesh: DeviceMesh | None = None
         if dist.is_initialized():
@@ -116,28 +137,34 @@ class Saver:
             pending.result()
 
     def _write(self, snapshot: Snapshot) -> None:
-        folder = self._run_folder / step_folder(snapshot.step)
+        folder = self._checkpoints / step_folder(snapshot.step)
         try:
             from_first(lambda: self._make_room(folder, snapshot.total_bytes), self._group)
-            self._write_tensors(folder, snapshot)
-            parts = together(lambda: self._own_files(folder), self._group)
+            written = self._write_tensors(folder, snapshot)
+            parts = together(lambda: written, self._group)
             files = {name: file for part in parts for name, file in part.items()}
             from_first(lambda: self._commit(folder, snapshot, files), self._group)
         except OSError as error:
             raise self._storage_error(folder, snapshot, error) from error
         if self._engine.rank == 0:
-            best = snapshot.progress.get("best")
-            keep_checkpoints(self._run_folder, self._newest, best["step"] if best else None)
+            self._tidy(snapshot.progress.get("best"))
 
-    def _make_room(self, folder: Path, needed_bytes: int) -> None:
+    def _tidy(self, best: Mapping[str, Any] | None) -> None:
+        try:
+            keep_checkpoints(self._checkpoints, self._newest, best["step"] if best else None)
+        except OSError as error:  # no reason to end a run whose checkpoint is complete
+            logger.warning("older checkpoints are not deleted for now: %s", error)
+
+    def _make_room(self, folder: Folder, needed_bytes: int) -> None:
         """Clear what an interrupted attempt or a damaged checkpoint left; is there space?"""
         check_owner(self._run_folder, self._owner)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if shutil.disk_usage(folder).free < needed_bytes:
+        make_folder(folder)
+        if free_bytes(folder) < needed_bytes:
             raise OSError("no space left on the device")
 
-    def _write_tensors(self, folder: Path, snapshot: Snapshot) -> None:
+    def _write_tensors(self, folder: Folder, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+        """Size and checksum of what this worker wrote, by the file's name."""
+        writer = Writer(folder)
         tensors = {
             entry(name, key): as_global(
                 snapshot.shards[entry(name, key)], torch.Size(shape).numel(), self._mesh
@@ -148,24 +175,19 @@ class Saver:
         try:
             save(
                 tensors,
-                storage_writer=FileSystemWriter(folder),
+                storage_writer=writer,
                 process_group=self._group,
                 no_dist=self._group is None,
             )
         except CheckpointException as error:
             # Every worker meets it, whichever could not write.
             causes = [cause for cause, _ in error.failures.values()]
-            if not all(_is_storage_failure(cause) for cause in causes):
+            if not all(isinstance(cause, OSError) for cause in causes):
                 raise
             raise OSError(f"{causes[0]}") from error
+        return writer.written
 
-    def _own_files(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Size and checksum of what this worker wrote, by name."""
-        rank = self._engine.rank
-        own = [*folder.glob(f"__{rank}_*.distcp"), *([folder / METADATA] if rank == 0 else [])]
-        return {path.name: describe_file(path) for path in own}
-
-    def _commit(self, folder: Path, snapshot: Snapshot, files: dict[str, Any]) -> None:
+    def _commit(self, folder: Folder, snapshot: Snapshot, files: dict[str, Any]) -> None:
         _check_in_sight(folder, files)
         check_owner(self._run_folder, self._owner)
         manifest = {
@@ -179,11 +201,19 @@ class Saver:
         }
         write_manifest(folder, manifest)
 
-    def _storage_error(self, folder: Path, snapshot: Snapshot, error: OSError) -> StorageError:
-        free = min(together(self._free_bytes, self._group)) / MIB  # once all have met the error
-        if self._engine.rank == 0 and read_owner(self._run_folder) == self._owner:
+    def _storage_error(self, folder: Folder, snapshot: Snapshot, error: OSError) -> StorageError:
+        # Once all have met the error.
+        free = min(together(lambda: free_bytes(self._checkpoints), self._group)) / MIB
+        if self._engine.rank == 0:
             # It does not count, and what it takes may be what the job needs to end in order.
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError, TrainingError):
+                check_owner(self._run_folder, self._owner)
+                delete_folder(folder)
+        if isinstance(folder, Remote):
+            return StorageError(
+                f"step {snapshot.step}: the checkpoint could not be written: {error}. Submit the "
+                "job again once it can be: it goes on from the last complete checkpoint"
+            )
         if isinstance(error, StorageError):
             return error
         return StorageError(
@@ -193,15 +223,8 @@ class Saver:
             "complete checkpoint"
         )
 
-    def _free_bytes(self) -> float:
-        """What is free in the run's folder; nothing where it cannot be reached at all."""
-        try:
-            return shutil.disk_usage(self._run_folder).free
-        except OSError:
-            return 0
 
-
-def _check_in_sight(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_in_sight(folder: Folder, files: Mapping[str, Mapping[str, Any]]) -> None:
     """A checkpoint of which each node sees its own files alone could never be loaded.
 
     Raises:
@@ -209,15 +232,11 @@ def _check_in_sight(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Non
     """
     for name, file in files.items():
         path = folder / name
-        seen_bytes = path.stat().st_size if path.is_file() else None
+        seen_bytes = size_of(path)
         if seen_bytes != file["size_bytes"]:
             seen = "no such file" if seen_bytes is None else f"{seen_bytes} bytes"
             raise StorageError(
                 f"{path}: a worker wrote {file['size_bytes']} bytes there, and worker 0 sees "
-                f"{seen}: every node must see the same folder; set `storage` to one that all share"
+                f"{seen}: every node must see the same folder; set `storage`, or "
+                "checkpoint.storage, to one that all share"
             )
-
-
-def _is_storage_failure(cause: BaseException) -> bool:
-    # torch's zip writer turns a failed write into a RuntimeError of its own.
-    return isinstance(cause, OSError) or "PytorchStreamWriter" in str(cause)

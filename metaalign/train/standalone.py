@@ -106,9 +106,7 @@ def _same_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     """What the first process prepared, or the error that it met, on all of them."""
 
     def prepare() -> dict[str, Any]:
-        task = prepare_task(config, device_type)
-        begin_run(task)
-        return task.to_plain()
+        return begin_run(prepare_task(config, device_type)).to_plain()
 
     return Task.from_plain(from_first(prepare))
 

@@ -56,8 +56,7 @@ def run_dpo(config: DPOConfig, run: Run | None = None) -> dict[str, Any]:
 
 
 def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
-    task = prepare_task(config, choose_device(config.workers))
-    begin_run(task)
+    task = begin_run(prepare_task(config, choose_device(config.workers)))
     workers = config.workers
     gpu = task.device_type == "cuda"
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if gpu else {})}

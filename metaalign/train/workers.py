@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from metaalign.errors import TrainingError
@@ -16,6 +15,7 @@ from metaalign.train.agreement import from_first
 from metaalign.train.best import Best, next_best
 from metaalign.train.checkpoints import check_identity, load_checkpoint, read_manifest
 from metaalign.train.engines import Engine
+from metaalign.train.folders import open_folder
 from metaalign.train.history import agree_on_checkpoint, saved_steps
 from metaalign.train.loop import LOSS, TOKENS, TOKENS_PER_SECOND, WAITED, Metrics, train
 from metaalign.train.measuring import HeldOut
@@ -76,10 +76,15 @@ class TrainingRun:
         self.materials: Materials = gather_materials(task)
         self._objectives = Objectives(task, engine, self.materials.store, open_reference)
         self._tracker = tracker
-        self._folder = Path(task.folder)
+        self._checkpoints = open_folder(task.checkpoints)
         self._identity = identity(task, self.materials.store)
         self._saver = Saver(
-            engine, task.folder, identity=self._identity, newest=task.config.checkpoint.keep
+            engine,
+            task.folder,
+            identity=self._identity,
+            newest=task.config.checkpoint.keep,
+            checkpoints=task.checkpoints,
+            owner=task.owner,
         )
         self._notices = Notices(
             engine, task.folder, every_steps=task.config.checkpoint.notice_steps, leaving=leaving
@@ -186,11 +191,11 @@ class TrainingRun:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole; without one, from the start."""
-        folder = agree_on_checkpoint(self.engine, self._folder)
+        folder = agree_on_checkpoint(self.engine, self._checkpoints)
         if folder is None:
             return
-        manifest, kept = from_first(lambda: (read_manifest(folder), saved_steps(self._folder)))
-        check_identity(manifest, self._identity, self._folder)
+        manifest, kept = from_first(lambda: (read_manifest(folder), saved_steps(self._checkpoints)))
+        check_identity(manifest, self._identity, self._checkpoints)
         load_checkpoint(self.engine, folder)
         self._progress = dict(manifest["progress"])
         self._step = manifest["step"]

@@ -62,9 +62,7 @@ def task_of(storage: Path, output: str, *, steps: int, save: bool) -> Task:
             "checkpoint": {"every_steps": CHECKPOINT_EVERY if save else None},
         }
     )
-    task = prepare_task(config, "cpu")
-    begin_run(task)
-    return task
+    return begin_run(prepare_task(config, "cpu"))
 
 
 def under_ray(storage: Path, output: str, steps: int) -> dict[str, Any]:
