@@ -120,6 +120,18 @@ def test_parameters_and_states_come_back_into_a_fresh_engine(
     assert torch.equal(weights[name].flatten(), engine.shard(name, None))
 
 
+def test_a_file_that_goes_between_the_check_and_the_reading_is_an_error_of_ours(
+    saved: tuple[PlainEngine, Path], tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    _, folder = saved
+    next(folder.glob("*.distcp")).unlink()
+    fresh = plain_engine(tiny_task(tmp_path, make_store))
+    with pytest.raises(
+        CheckpointError, match=r"step-0000001: the checkpoint cannot be read: .*distcp"
+    ):
+        load_checkpoint(fresh, folder)
+
+
 def test_another_model_is_refused(
     saved: tuple[PlainEngine, Path], tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:

@@ -52,7 +52,7 @@ def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, n
     def sized(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         by_item = np.empty_like(row)
         by_item[line.order] = row
-        return row, line.forest.sizes(by_item, num_rows)
+        return by_item, line.forest.sizes(by_item, num_rows)
 
     def longest(packing: tuple[np.ndarray, np.ndarray]) -> int:
         return packing[1].max()
@@ -67,10 +67,8 @@ def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, n
         if even or len(begins) == len(line.order) or sizes.mean() > budget:
             break
     dealt = min(deals, key=longest)
-    row, sizes = min(dealt, sized(line.level(dealt[0], num_rows)), key=longest)
-    by_item = np.empty_like(row)
-    by_item[line.order] = row
-    return by_item, sizes
+    levelled = sized(line.level(dealt[0][line.order], num_rows))
+    return min(dealt, levelled, key=longest)
 
 
 class _Line:

@@ -26,7 +26,7 @@ from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
 from metaalign.train.adapters import add_adapters, merge_adapters
 from metaalign.train.checkpoints import iterate_weights, read_manifest
-from metaalign.train.folders import Folder, place_below
+from metaalign.train.folders import Folder, checkpoints_place
 from metaalign.train.history import choose_checkpoint
 from metaalign.train.models import check_weights, load_config_of
 from metaalign.train.results import read_result, write_json
@@ -108,8 +108,8 @@ def kept_before(source: Path) -> str | None:
 
 def _checkpoints(source: Path, recipe: dict[str, Any]) -> str:
     """Where the run's checkpoints are kept; the run's folder may have been moved since."""
-    elsewhere = recipe["config"]["checkpoint"].get("storage")
-    return str(source) if elsewhere is None else place_below(elsewhere, recipe["config"]["output"])
+    config = recipe["config"]
+    return checkpoints_place(source, config["checkpoint"].get("storage"), config["output"])
 
 
 def _check_target(source: Path, target: Path) -> None:

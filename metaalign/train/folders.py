@@ -74,6 +74,16 @@ def place_below(place: str, name: str) -> str:
     return f"{base}/{name}{mark}{options}"
 
 
+def checkpoints_place(run_folder: str | Path, elsewhere: str | None, output: str) -> str:
+    """Path or URI of the folder that a run's checkpoints are kept in.
+
+    Args:
+        elsewhere: The setting checkpoint.storage.
+        output: The run's name.
+    """
+    return str(run_folder) if elsewhere is None else place_below(elsewhere, output)
+
+
 @contextmanager
 def _reaching(folder: Folder) -> Iterator[None]:
     try:

@@ -110,7 +110,7 @@ class _TargetLogprobs(torch.autograd.Function):
     """Log-softmax at the targets, in the memory of the logits.
 
     They become log-probabilities in the forward pass and their own gradient in the backward pass,
-    which can therefore be taken once; cross entropy holds four tensors of that size.
+    which can therefore be taken once; cross entropy holds three tensors of that size at its peak.
     """
 
     @staticmethod

@@ -30,7 +30,7 @@ from metaalign.steps.selection import (
 from metaalign.steps.trees import measure_forest
 from metaalign.template import Template
 from metaalign.train.attention import BLOCK
-from metaalign.train.folders import place_below
+from metaalign.train.folders import checkpoints_place
 from metaalign.train.models import context_of, find_reference, load_config_of, weights_fingerprint
 from metaalign.train.probe import choose_layout
 
@@ -93,7 +93,8 @@ class Task:
     @property
     def checkpoints(self) -> str:
         """Where the run keeps its checkpoints: a path or URI."""
-        return checkpoints_of(self.config)
+        config = self.config
+        return checkpoints_place(self.folder, config.checkpoint.storage, config.output)
 
     def to_plain(self) -> dict[str, Any]:
         """Values that cross processes."""
@@ -107,14 +108,6 @@ class Task:
         values["references"] = tuple(Reference(*each) for each in values["references"])
         model = {"sft": SFTConfig, "dpo": DPOConfig}[values.pop("job")]
         return cls(**{**values, "config": model.model_validate(values["config"])})
-
-
-def checkpoints_of(config: TrainingConfig) -> str:
-    """The path or URI of the folder that a run's checkpoints are kept in."""
-    elsewhere = config.checkpoint.storage
-    if elsewhere is None:
-        return str(resolve(config.storage, config.output))
-    return place_below(elsewhere, config.output)
 
 
 class Materials(NamedTuple):
