@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaalign.steps.packing import pack
+from metaalign.steps.packing import _Line, pack
 from tests.test_forest import distinct_prefixes, forest_of
 
 
@@ -56,6 +56,15 @@ def test_a_group_larger_than_a_row_is_cut_between_items() -> None:
     row, sizes = pack(forest_of(personas(1, 10, 20, 8)), budget=60, multiple=1)
     assert sizes.tolist() == [60, 60]
     assert np.bincount(row).tolist() == [5, 5]
+
+
+def test_an_item_moves_to_the_row_that_holds_what_it_shares_though_another_is_shorter() -> None:
+    # Rows of 50 + 60, 70 and 68 tokens. The item of 50 shares 40 with the row of 70, which it makes
+    # 80; the shortest would be 118 with it, more than the 110 that the longest is.
+    items = [[[1] * 40 + [2] * 10], [[3] * 60], [[1] * 40 + [4] * 30], [[5] * 68]]
+    line = _Line(forest_of(items))
+    row = line.level(np.array([0, 0, 1, 2])[line.order], num_rows=3)
+    assert row[np.argsort(line.order)].tolist() == [1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 3, 8])

@@ -3,7 +3,7 @@
 To fill few rows, what shares tokens must stay together, and the rows must come out even. So the
 items, in the order of their tokens, are cut into pieces where neighbours share least; the pieces
 are dealt, the longest first, each to the row that is shortest by then; then single items move from
-the longest row to the shortest. Coarse pieces share more and fine ones even out better: several
+the longest row to short ones. Coarse pieces share more and fine ones even out better: several
 cuts are tried, and the one whose longest row is the shortest wins.
 
 Dimensions: N = items, R = rows.
@@ -21,6 +21,12 @@ _PIECES = (2, 3, 4, 6, 8, 16)
 
 _EVEN = 1.005
 """A longest row of this many times the least possible ends the search."""
+
+_LEVELLED = 3
+"""Deals that are improved by moves of single items: what is even already may leave no move."""
+
+_SHORT = 4
+"""Shortest rows that a single item may move to: one of them may hold what it shares."""
 
 
 def pack(forest: Forest, *, budget: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +52,7 @@ def pack(forest: Forest, *, budget: int, multiple: int) -> tuple[np.ndarray, np.
 def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """The packing into so many rows whose longest is the shortest of those tried.
 
-    Moving single items costs more than dealing pieces, so only the best deal is improved by it.
+    Moving single items costs more than dealing pieces, so only the best deals are improved by it.
     """
 
     def sized(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,9 +72,9 @@ def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, n
         # Finer pieces never share more: what is too much for the rows stays so.
         if even or len(begins) == len(line.order) or sizes.mean() > budget:
             break
-    dealt = min(deals, key=longest)
-    levelled = sized(line.level(dealt[0][line.order], num_rows))
-    return min(dealt, levelled, key=longest)
+    best = sorted(deals, key=longest)[:_LEVELLED]
+    levelled = [sized(line.level(row[line.order], num_rows)) for row, _ in best]
+    return min(*best, *levelled, key=longest)
 
 
 class _Line:
@@ -146,23 +152,25 @@ class _Line:
         return int(min(least[left + 1], least[right + 1 - (1 << level)]))
 
     def level(self, row: np.ndarray, num_rows: int) -> np.ndarray:
-        """(N,) the rows after moves of items from the longest to the shortest, while they help."""
+        """(N,) the rows after moves of items from the longest to a short one, while they help."""
         row = row.copy()
         by_item = np.empty_like(row)
         by_item[self.order] = row
         sizes = self.forest.sizes(by_item, num_rows)
         for _ in range(4 * num_rows):
-            longest, shortest = int(sizes.argmax()), int(sizes.argmin())
+            longest = int(sizes.argmax())
             members = np.flatnonzero(row == longest)
-            gone = self.added(members, members)
-            come = self.added(members, np.flatnonzero(row == shortest))
-            after = np.maximum(sizes[longest] - gone, sizes[shortest] + come)
-            best = int(after.argmin())
-            if after[best] >= sizes[longest]:
+            left = sizes[longest] - self.added(members, members)
+            short = np.argsort(sizes, kind="stable")[:_SHORT]
+            grown = np.stack(
+                [sizes[to] + self.added(members, np.flatnonzero(row == to)) for to in short]
+            )
+            after = np.maximum(left, grown)
+            to, item = np.unravel_index(after.argmin(), after.shape)
+            if after[to, item] >= sizes[longest]:
                 break
-            row[members[best]] = shortest
-            sizes[longest] -= gone[best]
-            sizes[shortest] += come[best]
+            row[members[item]] = short[to]
+            sizes[longest], sizes[short[to]] = left[item], grown[to, item]
         return row
 
     def added(self, items: np.ndarray, members: np.ndarray) -> np.ndarray:
