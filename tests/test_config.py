@@ -162,6 +162,17 @@ def test_another_storage_is_refused(storage: str) -> None:
         ExportConfig(storage=storage)
 
 
+@pytest.mark.parametrize("key", ["KEY:secret", "KEY:sec/ret", ":secret"])
+def test_a_key_in_an_address_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        f"storage: /s\nmodel: {{path: a}}\ncheckpoint: {{storage: 's3://{key}@b/c'}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"checkpoint.storage: holds a key.*'s3://...@b/c'") as no:
+        load_config(SFTConfig, config)
+    assert "ret" not in str(no.value).replace("SECRET", "")
+
+
 def test_settings_that_disagree_are_refused_by_the_section_that_holds_both() -> None:
     origin = {"path": "a", "architecture": {"model_type": "llama"}}
     with pytest.raises(ValueError, match="give exactly one of path and architecture"):

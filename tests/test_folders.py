@@ -266,6 +266,7 @@ def test_a_place_is_a_path_or_a_uri(tmp_path: Path) -> None:
     assert place("file:///a/b/").checkpoint.storage == "/a/b"
     assert place("s3://a/b/").checkpoint.storage == "s3://a/b"
     assert place("s3://a/?region=x").checkpoint.storage == "s3://a?region=x"
+    assert place("abfs://box@account/c").checkpoint.storage == "abfs://box@account/c"
     for wrong in ("a/b", "s3://", "ftp://a/b"):
         with pytest.raises(ValidationError, match="in object storage such as s3://bucket/runs"):
             place(wrong)

@@ -6,6 +6,7 @@ Knows nothing of what the settings do.
 import argparse
 import difflib
 import os
+import re
 import sys
 import types
 import typing
@@ -52,6 +53,9 @@ _NOT_YET = {
     "set model.activation_checkpointing",
 }
 """Settings that users know from elsewhere, and what they would ask for."""
+
+_KEY_IN_URI = re.compile(r"://[^:/]*:\S*@")
+"""A key and its secret, which no message may repeat."""
 
 
 def resolve(storage: str, name: str) -> Path:
@@ -158,7 +162,7 @@ def _problem(model: type[BaseModel], problem: Any) -> str:
         return f"{key}: missing; give it in the file or as {key}=VALUE"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-    return f"{key}: {message}{got}" if key else message
+    return f"{key}: {message}{_KEY_IN_URI.sub('://...@', got)}" if key else message
 
 
 def _closest(key: str, known: Sequence[str]) -> str | None:

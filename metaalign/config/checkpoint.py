@@ -1,27 +1,29 @@
 """When and where training saves."""
 
 import re
-from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from metaalign.config.sections import Section, WorkersConfig
+from metaalign.config.sections import Section, WorkersConfig, absolute_path
 
-_URI = re.compile(r"(s3|gs|abfss?)://[^/?]+[^?]*?(?P<slash>/*)(\?.*)?$")
+_URI = re.compile(r"(s3|gs|abfss?)://(?P<host>[^/?]+)[^?]*?(?P<slash>/*)(\?.*)?$")
 
 
 def _place(place: str | None) -> str | None:
     if place is None:
         return None
-    if uri := _URI.match(place):
-        return place[: uri.start("slash")] + place[uri.end("slash") :]
-    path = place.removeprefix("file://")
-    if not PurePosixPath(path).is_absolute():
+    uri = _URI.match(place)
+    if uri is None:
+        expected = "an absolute path, or a folder in object storage such as s3://bucket/runs"
+        return absolute_path(place, expected)
+    # container@account is no key; a slash in a key would end the host before its @.
+    if ":" in uri["host"].partition("@")[0]:
         raise ValueError(
-            "must be an absolute path, or a folder in object storage such as s3://bucket/runs"
+            "holds a key, which logs and MLflow would show; the nodes' own credentials are used, "
+            "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance's role"
         )
-    return path.rstrip("/") or "/"
+    return place[: uri.start("slash")] + place[uri.end("slash") :]
 
 
 class CheckpointConfig(Section):

@@ -19,19 +19,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def _absolute(path: str) -> str:
+def absolute_path(path: str, expected: str) -> str:
+    """The path of a file:// URI or of itself, without a slash at its end."""
     path = path.removeprefix("file://")
-    if "://" in path:
+    if not PurePosixPath(path).is_absolute():
+        raise ValueError(f"must be {expected}")
+    return path.rstrip("/") or "/"
+
+
+def _absolute(path: str) -> str:
+    if "://" in path.removeprefix("file://"):
         raise ValueError(
             "only checkpoints can be kept in object storage (checkpoint.storage); give an absolute "
             "path on a disk that every node of the cluster sees"
         )
-    if not PurePosixPath(path).is_absolute():
-        raise ValueError(
-            "must be an absolute path or a file:// URI: a job runs in Ray's unpacked copy of the "
-            "working directory, where a relative path means nothing"
-        )
-    return path.rstrip("/") or "/"
+    return absolute_path(
+        path,
+        "an absolute path or a file:// URI: a job runs in Ray's unpacked copy of the working "
+        "directory, where a relative path means nothing",
+    )
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
