@@ -3,7 +3,7 @@
 Knows no DeepSpeed, no data, no loss and no Ray. `zero.ZeroEngine` is the other engine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -100,7 +100,9 @@ class PlainEngine:
 
     def step(self, learning_rate: float) -> Tensor:
         parameters = list(self._parameters.values())
-        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm or float("inf"))
+        norm = total_norm(parameters)
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -128,6 +130,17 @@ class PlainEngine:
 
     def refresh(self) -> None:
         pass
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Norm of all gradients, a float32 scalar.
+
+    Summed in float64, as DeepSpeed sums it: on a CPU torch's own float32 sum comes out too
+    small, by 2e-3 of it for four million equal values.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms)).float()
 
 
 def trainable_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from metaalign.config.sections import OptimizerConfig, ZeroConfig
-from metaalign.train.engines import trainable_parameters
+from metaalign.train.engines import total_norm, trainable_parameters
 from metaalign.train.logprobs import TensorRows
 from metaalign.train.optimizers import (
     build_optimizer,
@@ -71,16 +71,12 @@ class ZeroEngine:
 
     def step(self, learning_rate: float) -> Tensor:
         set_learning_rate(self._zero, learning_rate)
-        norm = self._whole_norm() if self._stage == 0 else None
+        # Stage 0 keeps whole gradients, and DeepSpeed does not tell their norm.
+        norm = total_norm(self._parameters.values()) if self._stage == 0 else None
         self._engine.step()
         self._link_states()
         norm = self._engine.get_global_grad_norm() if norm is None else norm
         return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
-
-    def _whole_norm(self) -> Tensor:
-        """Stage 0 keeps whole gradients, and DeepSpeed does not tell their norm."""
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
 
     def sum(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)
