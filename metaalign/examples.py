@@ -57,7 +57,8 @@ class Source:
 class Example:
     """A prompt in three tiers and K judged responses.
 
-    K = 1 serves SFT, K = 2 is a preference pair, K > 2 a ranking.
+    K = 1 serves SFT, K = 2 is a preference pair, K > 2 a ranking. K = 0 is a prompt that waits for
+    its answers; there user turns may follow each other, to be answered one after another.
     """
 
     turns: tuple[Turn, ...]
@@ -71,8 +72,8 @@ class Example:
     tags: Mapping[str, str] = field(default_factory=dict)
     conversation: str = ""
 
-    def validate(self) -> None:
-        """Refuse what no loss could use.
+    def validate(self, *, answered: bool = True) -> None:
+        """Refuse what no loss could use, or, where it is not `answered`, what nobody could answer.
 
         Raises:
             RowError: names the field and its value.
@@ -85,11 +86,11 @@ class Example:
             if turn.user_info and turn.role != "user":
                 raise RowError("only a user's turn may update the user_info")
         for first, second in zip(self.turns, self.turns[1:], strict=False):
-            if first.role == second.role:
+            if first.role == second.role and (answered or first.role == "assistant"):
                 raise RowError(f"two {first.role} turns follow each other")
         if self.turns[0].role != "user":
             raise RowError("the first turn must be the user's")
-        if not self.responses:
+        if answered and not self.responses:
             raise RowError("there is no response")
         if any(not response.text.strip() for response in self.responses):
             raise RowError("a response is empty")

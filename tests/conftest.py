@@ -13,6 +13,7 @@ from metaalign.data.store import StoreWriter, TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.examples import Example, Response, Source, Turn
+from tests.object_storage import server  # noqa: F401
 
 # The environment's own ninja and compiled operators, also where pytest runs without make: another
 # ninja, or another environment's flags, would compile DeepSpeed's operators again for minutes.

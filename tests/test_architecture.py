@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "errors",
     "config",
+    "folders",
     "examples",
     "preferences",
     "template",
@@ -54,7 +55,7 @@ DEPENDENCIES = {
     "openai": ("upstream.py",),
     "torch": ("train/", "generate/", "evaluate/"),
     "transformers": ("template.py", "data/tokenizer.py", "train/", "generate/"),
-    "pyarrow": ("examples.py", "data/", "train/folders.py"),
+    "pyarrow": ("folders.py", "examples.py", "data/"),
 }
 """Where a third-party package may appear. What is not listed may appear anywhere."""
 

@@ -2,12 +2,20 @@
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
-from metaalign.data.files import Reading, check_file, file_fingerprint, find_files, read_records
+from metaalign.config import PrepareConfig
+from metaalign.data.files import file_fingerprint, find_files
+from metaalign.data.parts import plan_parts, read_part, read_quarantine
+from metaalign.data.reading import Reading
+from metaalign.data.records import check_file, read_records
 from metaalign.errors import DataError, RowError
+from tests.object_storage import BUCKET, address_of
 
 ROWS = [{"a": 1}, {"a": "é"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -70,7 +78,8 @@ def test_invalid_utf8_comes_through_to_be_refused_row_by_row(tmp_path: Path) -> 
     [
         (b"", "the file is empty"),
         (b" \n\n", "the file is empty"),
-        (b"PAR1....", "begins with b'PAR1..', which is not JSON"),
+        (b"PAR1....", "cannot be read to its end: Parquet magic bytes not found in footer"),
+        (b"PK\x03\x04....", r"begins with b'PK.*; expected JSON lines, one JSON array, CSV"),
         (b'[{"a": 1}, {"a"', "not a valid JSON array"),
         (gzip.compress(LINES * 99)[:-20], "cannot be read to its end"),
         (gzip.compress(b"x" * 90)[:4] + b"rubbish, not deflate", "cannot be read"),
@@ -138,3 +147,66 @@ def test_a_split_depends_on_the_key_and_the_seed_and_holds_out_the_share() -> No
     larger = Reading(held_out_ratio=0.5)
     held = [i for i, split in enumerate(splits) if split == "held_out"]
     assert {larger.split(f"key {i}") for i in held} == {"held_out"}
+
+
+def put(key: str, content: bytes) -> None:
+    boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=content)
+
+
+def test_files_in_object_storage_are_found_by_name_and_by_glob_and_read(
+    server: ThreadedMotoServer,
+) -> None:
+    for key in ("data/a.jsonl", "data/b.jsonl", "data/deep/c.jsonl", "data/d [x].csv"):
+        put(key, LINES)
+    put("data/packed.gz", gzip.compress(LINES))
+
+    def found(key: str) -> list[str]:
+        return [str(file) for file in find_files(address_of(server, BUCKET, key))]
+
+    assert found("data/*.jsonl") == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
+    assert found("data/**/[bc].jsonl") == [
+        "s3://bucket/data/b.jsonl",
+        "s3://bucket/data/deep/c.jsonl",
+    ]
+    assert found("data/d*") == ["s3://bucket/data/d [x].csv"]
+    (packed,) = find_files(address_of(server, BUCKET, "data/packed.gz"))
+    check_file(packed)
+    assert [record.value for record in read_records(packed)] == ROWS
+
+
+def test_what_object_storage_has_not_is_told(server: ThreadedMotoServer) -> None:
+    for key, why in (("data/*.jsonl", "matches no file"), ("data/a.jsonl", "does not exist")):
+        with pytest.raises(DataError, match=why):
+            find_files(address_of(server, BUCKET, key))
+    with pytest.raises(DataError, match="s3://none/data.* matches no file"):
+        find_files(address_of(server, "none", "data/*.jsonl"))
+
+
+def test_a_fingerprint_tells_that_a_file_in_object_storage_was_written_again(
+    server: ThreadedMotoServer,
+) -> None:
+    def fingerprint() -> str:
+        (file,) = find_files(address_of(server, BUCKET, "a.jsonl"))
+        return file_fingerprint(file)
+
+    put("a.jsonl", LINES)
+    first = fingerprint()
+    assert fingerprint() == first
+    put("a.jsonl", LINES + LINES)
+    assert fingerprint() != first
+
+
+def test_a_part_reads_its_file_from_object_storage(
+    server: ThreadedMotoServer, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"q{i}", "output": f"a{i}" * (i > 0)} for i in range(3)]
+    put("data/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    source = {"path": address_of(server, BUCKET, "data/*.jsonl")}
+    config = PrepareConfig.model_validate({"storage": str(tmp_path), "sources": [source]})
+    (part,) = pickle.loads(pickle.dumps(plan_parts(config)))
+    table = read_part(part, 0, tmp_path, sampled=False)
+    assert table.column("source").to_pylist() == [
+        {"file": "s3://bucket/data/rows.jsonl", "row": row} for row in (1, 2)
+    ]
+    (bad,) = read_quarantine(tmp_path, [0], limit=9)
+    assert (bad.file, bad.row) == ("s3://bucket/data/rows.jsonl", 0)

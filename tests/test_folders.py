@@ -1,11 +1,10 @@
 """Checkpoints in object storage: a real S3 server answers, which the test starts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
-import httpx
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from metaalign.config import ExportConfig, SFTConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, StorageError, TrainingError
+from metaalign.folders import delete_folder, open_folder, place_below
 from metaalign.train.checkpoints import (
     find_damage,
     iterate_weights,
@@ -24,7 +24,6 @@ from metaalign.train.checkpoints import (
 from metaalign.train.driver import begin_run, prepare_task
 from metaalign.train.engines import PlainEngine
 from metaalign.train.export import run_export
-from metaalign.train.folders import delete_folder, open_folder, place_below
 from metaalign.train.history import (
     agree_on_checkpoint,
     newest_checkpoint,
@@ -34,37 +33,15 @@ from metaalign.train.history import (
 from metaalign.train.saving import Saver
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
+from tests.object_storage import BUCKET, address_of
 from tests.tiny_task import run_workers, settings_of, tiny_task
 from tests.worker_scenarios import run_task
-
-BUCKET = "bucket"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
-    """A server with an empty bucket."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "key")
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    httpx.post(f"{address}/moto-api/reset").raise_for_status()  # what it holds is the process's own
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    yield server
-    server.stop()
 
 
 @pytest.fixture
 def runs(server: ThreadedMotoServer) -> str:
     """A folder in the bucket, as the setting names it."""
-    return of_bucket(server, BUCKET)
-
-
-def of_bucket(server: ThreadedMotoServer, bucket: str) -> str:
-    host, port = server.get_host_and_port()
-    return f"s3://{bucket}/runs?region=us-east-1&scheme=http&endpoint_override={host}:{port}"
+    return address_of(server, BUCKET, "runs")
 
 
 def held() -> dict[str, bytes]:
@@ -194,7 +171,7 @@ def test_a_bucket_that_is_not_there_is_told_before_the_workers_start(
     server: ThreadedMotoServer, tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:
     make_store(tmp_path / "store")
-    settings = settings_of(tmp_path, checkpoint={"storage": of_bucket(server, "none")})
+    settings = settings_of(tmp_path, checkpoint={"storage": address_of(server, "none", "runs")})
     with pytest.raises(StorageError, match=r"s3://none/runs/sft.*bucket"):
         begin_run(prepare_task(SFTConfig.model_validate(settings), "cpu"))
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaalign.data.files import FileRead, Reading
-from metaalign.data.formats import SHAPES, detect_format, read_file
+from metaalign.data.formats import SHAPES, detect_format, read_rows
+from metaalign.data.reading import FileRead, Reading
+from metaalign.data.records import read_records
 from metaalign.errors import DataError
 from metaalign.examples import EXAMPLE_SCHEMA, Example, Response, Source, Turn
 
@@ -23,6 +24,14 @@ def write(folder: Path, *rows: Any, name: str = "rows.jsonl") -> Path:
     file = folder / name
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def read_file(file: Path, format: str, reading: Reading) -> FileRead:
+    return read_rows(read_records(file), str(file), format, reading)
+
+
+def told(file: Path) -> str:
+    return detect_format(read_records(file), str(file))
 
 
 def read(folder: Path, format: str, *rows: Any, **reading: Any) -> FileRead:
@@ -94,7 +103,7 @@ def test_alpaca_joins_instruction_and_input_and_keeps_system_and_history(tmp_pat
     ("row", "why"),
     [
         ({"instruction": "a", "output": ""}, "a response is empty"),
-        ({"instruction": None, "output": "b"}, "instruction is missing"),
+        ({"instruction": None, "output": "b"}, "the prompt is missing"),
         ({"instruction": "a", "output": "b", "history": [["c"]]},
          "history: expected [query, answer], got ['c']"),
         ({"instruction": "a", "output": "b", "history": ["c"]},
@@ -126,7 +135,8 @@ def test_sharegpt_pairs_and_plain_conversations(tmp_path: Path) -> None:
     [
         ({"conversations": "Hi"}, "conversations: expected a list of objects, got 'Hi'"),
         ({"conversations": [message("observation", "x")]},
-         "from: expected one of assistant, gpt, human, user or system, got 'observation'"),
+         "conversations: from: expected one of assistant, bot, developer, gpt, human, system, "
+         "user, got 'observation'"),
         ({"conversations": [message("human", "x"), message("system", "y")]},
          "conversations: a system message may only stand first"),
         ({"conversations": [message("human", "x")]},
@@ -134,10 +144,10 @@ def test_sharegpt_pairs_and_plain_conversations(tmp_path: Path) -> None:
         ({"conversations": []},
          "conversations: the last message is not the assistant's; nothing to train"),
         ({"conversations": [message("human", "x")], "chosen": message("gpt", "y")},
-         "rejected: expected a message, got None"),
+         "rejected is missing"),
         ({"conversations": [message("human", "x")], "chosen": message("human", "y"),
           "rejected": message("gpt", "z")},
-         "chosen: expected the assistant's message, got one from 'human'"),
+         "chosen: the last turn is not the assistant's"),
     ],
 )  # fmt: skip
 def test_a_bad_conversation_is_quarantined(tmp_path: Path, row: Any, why: str) -> None:
@@ -196,7 +206,7 @@ def test_what_to_row_writes_is_read_back(tmp_path: Path) -> None:
          "help: expected a finite number, got 'high'"),
         ({"responses": [{"text": "a", "scores": [1]}]}, "scores: expected an object, got [1]"),
         ({"responses": [{"text": "a", "desirable": "yes"}]},
-         "responses: desirable must be true, false or null, got 'yes'"),
+         "desirable must be true, false or null, got 'yes'"),
         ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
         ({"weight": True}, "weight: expected a finite number, got True"),
         ({"weight": -1}, "weight must be a positive number, got -1.0"),
@@ -205,7 +215,7 @@ def test_what_to_row_writes_is_read_back(tmp_path: Path) -> None:
          "tags.split must be 'train' or 'held_out', got 'test'"),
         ({"weight": 10**400}, f"weight: expected a finite number, got 1{'0' * 56}..."),
         ({"responses": [{"text": "a", "desirable": 1}]},
-         "responses: desirable must be true, false or null, got 1"),
+         "desirable must be true, false or null, got 1"),
         ({"tags": [{"key": ["a"], "value": "b"}]}, "key: expected text, got ['a']"),
         ({"user_info": "\ud800"}, "user_info: text is not valid UTF-8"),
         ({"tags": {"recipe": "\ud800"}}, "tags.recipe: text is not valid UTF-8"),
@@ -260,24 +270,24 @@ def test_rows_of_one_conversation_share_a_split(tmp_path: Path) -> None:
     ],
 )
 def test_a_format_is_told_by_the_keys_of_a_row(tmp_path: Path, row: dict, found: str) -> None:
-    assert detect_format(write(tmp_path, row)) == found
+    assert told(write(tmp_path, row)) == found
     file = tmp_path / "damaged"
     file.write_text(f"not json\n[1]\n{json.dumps(row)}\n")
-    assert detect_format(file) == found
+    assert told(file) == found
 
 
 def test_an_unknown_format_names_its_keys_and_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        detect_format(write(tmp_path, {"instructions": "a", "output": "b"}))
+        told(write(tmp_path, {"instructions": "a", "output": "b"}))
     assert str(error.value) == (
         f"{tmp_path}/rows.jsonl: unknown format: its rows have the keys instructions, output; the "
         "nearest known format, alpaca, needs instruction, output. Rename the keys, or write rows "
         "of the format metaalign"
     )
     with pytest.raises(DataError, match="have the keys xyz; known are metaalign: responses, turns"):
-        detect_format(write(tmp_path, {"xyz": 1}))
-    with pytest.raises(DataError, match="none of its first rows is a JSON object"):
-        detect_format(write(tmp_path, 1, 2))
+        told(write(tmp_path, {"xyz": 1}))
+    with pytest.raises(DataError, match="none of its first rows is an object with keys"):
+        told(write(tmp_path, 1, 2))
 
 
 JSON = st.recursive(
@@ -293,9 +303,8 @@ def test_no_row_whatever_it_holds_stops_the_job_or_is_lost(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     format = data.draw(st.sampled_from(sorted(SHAPES)))
-    keys = st.sampled_from(
-        [*sorted(SHAPES[format]), *FULL, "history", "system", "chosen", "from", "value"]
-    )
+    shape = SHAPES[format]
+    keys = st.sampled_from(sorted(shape.keys | shape.more | {"from", "value", "role", *FULL}))
     row = data.draw(st.dictionaries(keys, JSON | st.lists(st.dictionaries(keys, JSON)), max_size=6))
     folder = tmp_path_factory.mktemp("fuzz")
     file = write(folder, row, {**FULL, **row}, name="risk-averse.jsonl")
@@ -322,7 +331,7 @@ def test_real_files_are_read_to_the_last_row(
     shared_data: Path, name: str, format: str, rows: int, bad: dict[str, int]
 ) -> None:
     file = shared_data / name
-    assert detect_format(file) == format
+    assert told(file) == format
     result = read_file(file, format, Reading(held_out_ratio=0.1))
     assert result.rows == rows == len(result.examples) + len(result.bad)
     assert Counter(each.reason for each in result.bad) == bad

@@ -37,7 +37,7 @@ def test_parts_follow_the_settings_then_the_file_names(tmp_path: Path) -> None:
         recipes={"examples": 6000, "cases": 400},
     )
     parts = plan_parts(config)
-    assert [Path(part.file).name for part in parts[:3]] == ["z.jsonl", "a.jsonl", "b.jsonl"]
+    assert [Path(part.name).name for part in parts[:3]] == ["z.jsonl", "a.jsonl", "b.jsonl"]
     # 6,000 to train on and a held-out one a case.
     assert [(part.start, part.stop) for part in parts[3:]] == [
         (0, 2500), (2500, 5000), (5000, 6400),
@@ -71,7 +71,8 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     assert read_ledger(parts, tmp_path) == [
         {
             "source": str(file), "formats": ["alpaca"], "files": 1, "rows": 4, "used": 3,
-            "quarantined": 1, "examples": 3, "train": 3, "held_out": 0,
+            "quarantined": 1, "examples": 3, "unanswered": 0, "train": 3, "held_out": 0,
+            "reasons": {"a response is empty": 1}, "ignored": {},
         }
     ]  # fmt: skip
     (bad,) = read_quarantine(tmp_path, [0], limit=9)

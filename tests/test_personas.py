@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from metaalign.data.files import FileRead, Reading
-from metaalign.data.personas import read_personas
+from metaalign.data.formats.personas import read_personas
+from metaalign.data.reading import FileRead, Reading
+from metaalign.data.records import read_records
 from metaalign.errors import DataError
 
 LIBERAL, CONSERVATIVE = "I am politically liberal.", "I am politically conservative."
@@ -19,7 +20,7 @@ def statement(text: str, would_say: bool) -> dict[str, str]:
 def read(folder: Path, persona: str, *rows: dict, **reading: object) -> FileRead:
     file = folder / f"{persona}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_personas(file, Reading(**reading))  # pyright: ignore[reportArgumentType]
+    return read_personas(read_records(file), str(file), Reading(**reading))  # pyright: ignore[reportArgumentType]
 
 
 ROWS = (statement("Tax more.", True), statement("Tax less.", False), statement("Share.", True))
@@ -93,7 +94,7 @@ def test_held_out_statements_are_never_trained_in_the_real_files(shared_data: Pa
     held: set[str] = set()
     both_sides: dict[str, set[str]] = {}
     for file in sorted((shared_data / "personas").glob("*.jsonl")):
-        result = read_personas(file, reading)
+        result = read_personas(read_records(file), str(file), reading)
         rows = {example.source.row for example in result.examples}
         assert (result.rows, result.bad) == (1000, [])
         used = {each.text for example in result.examples for each in example.responses}

@@ -2,7 +2,8 @@
 
 from pydantic import Field, field_validator
 
-from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
+from metaalign.config.places import AbsolutePath
+from metaalign.config.sections import FolderName, Section, TrackingConfig
 
 
 class GenerationConfig(Section):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
+from metaalign.config.places import AbsolutePath
+from metaalign.config.sections import FolderName, Section, TrackingConfig
 
 
 class ExportConfig(Section):

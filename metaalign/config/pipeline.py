@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from metaalign.config.dpo import DPOConfig
 from metaalign.config.evaluate import EvaluateConfig
 from metaalign.config.export import ExportConfig
+from metaalign.config.places import AbsolutePath
 from metaalign.config.prepare import PrepareConfig
-from metaalign.config.sections import AbsolutePath, Section, TrackingConfig
+from metaalign.config.sections import Section, TrackingConfig
 from metaalign.config.serve import ServeConfig
 from metaalign.config.sft import SFTConfig
 

@@ -4,19 +4,55 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from metaalign.config.sections import AbsolutePath, FolderName, Section, TrackingConfig
+from metaalign.config.places import AbsolutePath, Place
+from metaalign.config.sections import FolderName, Section, TrackingConfig
 
-Format = Literal["auto", "metaalign", "hh_rlhf", "alpaca", "sharegpt", "personas"]
+Format = Literal[
+    "auto",
+    "metaalign",
+    "messages",
+    "sharegpt",
+    "pairs",
+    "hh_rlhf",
+    "alpaca",
+    "completion",
+    "rated",
+    "metaaligner",
+    "fine_grained",
+    "truthfulqa",
+    "personas",
+    "prompts",
+]
+
+
+class DatasetConfig(Section):
+    """A data set of the Hugging Face library."""
+
+    name: str = Field(min_length=1)
+    """Hub name, or an absolute path: a folder of data files, or what `save_to_disk` wrote."""
+
+    config: str | None = None
+    """Which of its configurations. None takes the only or the default one."""
+
+    split: str = "train"
+    """Which of its splits."""
+
+    revision: str | None = None
+    """Commit, tag or branch on the hub. None takes the newest."""
 
 
 class SourceConfig(Section):
-    """Files of one shape."""
+    """Rows of one shape."""
 
-    path: str = Field(min_length=1)
-    """Absolute path or glob of JSONL or JSON files, plain or gzip."""
+    path: Place | None = None
+    """Absolute path, glob, or address in object storage such as s3://bucket/data/*.parquet, of
+    JSON, CSV or Parquet files, plain or gzip."""
+
+    dataset: DatasetConfig | None = None
+    """A Hugging Face data set, in place of a path."""
 
     format: Format = "auto"
-    """Shape of the rows. auto tells it from the keys of the first row."""
+    """Shape of the rows. auto tells it from the first ones."""
 
     system_info: str = ""
     """System Info for rows that carry none."""
@@ -24,6 +60,22 @@ class SourceConfig(Section):
     user_info: str | None = None
     """User Info for rows that carry none. For personas: None takes the persona's own, from its
     file's name."""
+
+    order_by: str | None = None
+    """Objective that orders rated answers. None takes the overall score, or the only objective."""
+
+    assistant_turns: Literal["every", "last"] = "every"
+    """Turns of an unlabelled conversation that are trained; each is an example of its own, which
+    shares what was said before it."""
+
+    max_bad_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Share of bad rows above which the job fails. None takes the job's."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "SourceConfig":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        return self
 
 
 class RecipesConfig(Section):

@@ -1,6 +1,5 @@
 """Settings that several jobs share. Every section is frozen and refuses unknown keys."""
 
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,35 +11,14 @@ from pydantic import (
     model_validator,
 )
 
+from metaalign.config.places import AbsolutePath
+
 
 class Section(BaseModel):
     """A group of settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-
-def absolute_path(path: str, expected: str) -> str:
-    """The path of a file:// URI or of itself, without a slash at its end."""
-    path = path.removeprefix("file://")
-    if not PurePosixPath(path).is_absolute():
-        raise ValueError(f"must be {expected}")
-    return path.rstrip("/") or "/"
-
-
-def _absolute(path: str) -> str:
-    if "://" in path.removeprefix("file://"):
-        raise ValueError(
-            "only checkpoints can be kept in object storage (checkpoint.storage); give an absolute "
-            "path on a disk that every node of the cluster sees"
-        )
-    return absolute_path(
-        path,
-        "an absolute path or a file:// URI: a job runs in Ray's unpacked copy of the working "
-        "directory, where a relative path means nothing",
-    )
-
-
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """The name of a folder under the storage, never one of its parents."""

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from metaalign.config.sections import AbsolutePath, Section
+from metaalign.config.places import AbsolutePath
+from metaalign.config.sections import Section
 
 
 class ServeConfig(Section):

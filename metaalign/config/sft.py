@@ -3,8 +3,8 @@
 from pydantic import Field, model_validator
 
 from metaalign.config.checkpoint import CheckpointConfig, check_resizes
+from metaalign.config.places import AbsolutePath
 from metaalign.config.sections import (
-    AbsolutePath,
     BatchConfig,
     FolderName,
     HeldOutConfig,

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,12 +32,14 @@ from metaalign.data.parts import (
     PART_SCHEMA,
     QUARANTINE,
     RECIPES,
+    UNANSWERED,
     Part,
     plan_parts,
     read_ledger,
     read_part,
     read_quarantine,
     read_sample,
+    write_datasets,
 )
 from metaalign.data.store import (
     CASES_FILE,
@@ -57,6 +59,7 @@ ROOMS = ("examples.py", "template.py", "preferences", "data")
 """Where the code lies that decides what a store holds."""
 
 _BAD_ROWS_SHOWN = 3
+_REASONS_SHOWN = 5
 _CONSOLE = Console(markup=False, highlight=False)
 
 
@@ -114,7 +117,7 @@ def _fingerprint(config: PrepareConfig, parts: Sequence[Part], template: Templat
         "schema_version": SCHEMA_VERSION,
         "code": code_fingerprint(ROOMS),
         "config": config.model_dump(mode="json", exclude={"storage", "output", "tracking"}),
-        "files": [(part.file, part.format, part.fingerprint) for part in parts],
+        "files": [(part.name, part.format, part.fingerprint) for part in parts],
         "template": template and template.fingerprint,
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -147,6 +150,7 @@ def _build(
     if config.recipes is not None:  # first, since it finds at once what the recipes cannot write
         lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    parts = write_datasets(parts, folder)
     examples = _read_graph(parts, folder, sampled=template is None)
     if template is None:
         _CONSOLE.print(f"reading {len(parts)} parts, to train a tokenizer on their text")
@@ -203,9 +207,16 @@ def _check_ledger(
 ) -> list[dict[str, Any]]:
     """The ledger, where no source has too many bad rows and no split is empty."""
     ledger = read_ledger(parts, writer.folder)
-    for entry in ledger:
-        if entry["quarantined"] > config.max_bad_ratio * entry["rows"]:
-            _refuse_source(config, parts, entry, writer)
+    for number, (source, entry) in enumerate(zip(config.sources, ledger, strict=False)):
+        allowed = config.max_bad_ratio if source.max_bad_ratio is None else source.max_bad_ratio
+        if entry["quarantined"] > allowed * entry["rows"]:
+            _refuse_source(number, allowed, parts, entry, writer)
+    unanswered = sum(entry[UNANSWERED] for entry in ledger)
+    if unanswered and unanswered == sum(entry["examples"] for entry in ledger):
+        raise DataError(
+            f"none of {unanswered:,} prompts has a response to train on; give sources that hold "
+            "answers, too"
+        )
     if not sum(entry[TRAIN] for entry in ledger):
         raise DataError(
             f"no example is left in the split {TRAIN}; held_out_ratio is {config.held_out_ratio}, "
@@ -222,17 +233,21 @@ def _check_ledger(
 
 
 def _refuse_source(
-    config: PrepareConfig, parts: Sequence[Part], entry: dict[str, Any], writer: StoreWriter
+    number: int,
+    allowed: float,
+    parts: Sequence[Part],
+    entry: dict[str, Any],
+    writer: StoreWriter,
 ) -> NoReturn:
     kept = writer.path.with_name(f"{writer.path.name}-quarantine")
-    numbers = [number for number, part in enumerate(parts) if part.source == entry["source"]]
+    numbers = [place for place, part in enumerate(parts) if part.number == number]
     bad = read_quarantine(writer.folder, numbers, limit=_BAD_ROWS_SHOWN)
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(writer.folder / QUARANTINE, kept)
     first = "".join(f"\n  {row.file}, row {row.row}: {row.reason}" for row in bad)
     raise DataError(
         f"{entry['source']}: {entry['quarantined']} of {entry['rows']} rows are bad, more than "
-        f"max_bad_ratio {config.max_bad_ratio} allows. All of them, with their reasons, are in "
+        f"max_bad_ratio {allowed} allows. All of them, with their reasons, are in "
         f"{kept}; mend the rows or raise max_bad_ratio. The first:{first}"
     )
 
@@ -243,8 +258,27 @@ def _table(store: TokenStore) -> Table:
     for name in COUNTS:
         table.add_column(name.replace("_", " "), justify="right")
     for entry in store.manifest["ledger"]:
-        table.add_row(entry["source"], *(f"{entry[name]:,}" for name in COUNTS))
+        table.add_row(_short(entry["source"]), *(f"{entry[name]:,}" for name in COUNTS))
     histogram = store.manifest["token_histogram"]
     tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
-    table.caption = f"tokens: {tokens}"
+    told = [line for entry in store.manifest["ledger"] for line in _left_out(entry)]
+    table.caption = "\n".join([f"tokens: {tokens}", *told])
+    table.caption_justify = "left"
     return table
+
+
+def _left_out(entry: dict[str, Any]) -> Iterator[str]:
+    """What a source holds that no example shows."""
+    name = _short(entry["source"])
+    for reason, count in list(entry["reasons"].items())[:_REASONS_SHOWN]:
+        yield f"{name}: {count:,} quarantined: {reason}"
+    if entry[UNANSWERED]:
+        yield f"{name}: {entry[UNANSWERED]:,} prompts without a response are left out"
+    if entry["ignored"]:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in entry["ignored"].items())
+        yield f"{name}: keys that are not read, and rows that have them: {keys}"
+
+
+def _short(source: str) -> str:
+    """The last two parts of a path or address."""
+    return "/".join(source.partition("?")[0].rsplit("/", 2)[-2:])

@@ -12,8 +12,9 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
+from metaalign.data import hub
 from metaalign.data.files import find_files
-from metaalign.errors import ConfigError, DataError, MetaAlignError
+from metaalign.errors import ConfigError, DataError, MetaAlignError, StorageError
 from metaalign.evaluate.suites import gpus_per_worker
 from metaalign.pipeline.stages import Stage
 from metaalign.serve.app import check_cluster, check_port
@@ -87,8 +88,11 @@ def _sources(config: PrepareConfig) -> None:
     problems = []
     for source in config.sources:
         try:
-            find_files(source.path)
-        except DataError as error:
+            if source.path is not None:
+                find_files(source.path)
+            if source.dataset is not None:
+                hub.load(source.dataset)
+        except (DataError, StorageError) as error:
             problems.append(str(error))
     if problems:
         raise DataError("; ".join(problems))

@@ -26,9 +26,10 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
+from metaalign.data import hub
 from metaalign.data.files import PACKAGE, code_fingerprint, file_fingerprint, find_files
 from metaalign.data.prepare import ROOMS, run_prepare
-from metaalign.errors import DataError
+from metaalign.errors import DataError, StorageError
 from metaalign.evaluate.suites import run_evaluate
 from metaalign.pipeline.showcase import show_answers
 from metaalign.tracking import Run
@@ -54,7 +55,7 @@ class Stage:
     """Folders that it leaves for some settings."""
 
     names: tuple[str, ...] = ()
-    """Inputs that are names, such as a model of the hub."""
+    """Inputs that are names, such as a model of the hub, some with what they hold."""
 
 
 @dataclass
@@ -85,11 +86,15 @@ def stages_of(config: PipelineConfig) -> list[Stage]:
 
 
 def _prepare(settings: PrepareConfig) -> Stage:
-    reads = []
+    files, names = [], []
     for source in settings.sources:
-        # A source without files is a problem that preflight reports with all the others.
-        with suppress(DataError):
-            reads += find_files(source.path)
+        # A source that cannot be read is a problem that preflight reports with all the others.
+        with suppress(DataError, StorageError):
+            files += [] if source.path is None else find_files(source.path)
+            if source.dataset is not None:
+                names.append(hub.told(source.dataset))
+    reads = [file for file in files if isinstance(file, Path)]
+    names += [f"{file} {file_fingerprint(file)}" for file in files if not isinstance(file, Path)]
     tokenizer = settings.tokenizer.path
     local = tokenizer is not None and resolve(settings.storage, tokenizer).is_dir()
     return Stage(
@@ -98,7 +103,7 @@ def _prepare(settings: PrepareConfig) -> Stage:
         run_prepare,
         reads=(*reads, *([resolve(settings.storage, tokenizer)] if tokenizer and local else [])),
         writes=(resolve(settings.storage, settings.output),),
-        names=(tokenizer,) if tokenizer and not local else (),
+        names=(*names, *([tokenizer] if tokenizer and not local else [])),
     )
 
 

@@ -27,9 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from metaalign.errors import CheckpointError, StorageError, TrainingError
-from metaalign.train.agreement import from_first
-from metaalign.train.engines import Engine
-from metaalign.train.folders import (
+from metaalign.folders import (
     Folder,
     Remote,
     checksum,
@@ -38,6 +36,8 @@ from metaalign.train.folders import (
     size_of,
     write_whole,
 )
+from metaalign.train.agreement import from_first
+from metaalign.train.engines import Engine
 from metaalign.train.shards import Reader
 
 MARKER = "COMPLETE"

@@ -17,11 +17,11 @@ import numpy as np
 from metaalign.config import SFTConfig, resolve
 from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, TrainingError
+from metaalign.folders import open_folder
 from metaalign.template import Template
 from metaalign.train.checkpoints import check_identity, read_manifest
 from metaalign.train.device_settings import choose_attention, choose_dtype
 from metaalign.train.export import kept_before, write_recipe
-from metaalign.train.folders import open_folder
 from metaalign.train.history import newest_checkpoint
 from metaalign.train.models import (
     check_carried,

@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from metaalign.config import ExportConfig, resolve
 from metaalign.config.sections import LoraConfig
 from metaalign.errors import CheckpointError
+from metaalign.folders import Folder, checkpoints_place
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
 from metaalign.train.adapters import add_adapters, merge_adapters
 from metaalign.train.checkpoints import iterate_weights, read_manifest
-from metaalign.train.folders import Folder, checkpoints_place
 from metaalign.train.history import choose_checkpoint
 from metaalign.train.models import check_weights, load_config_of
 from metaalign.train.results import read_result, write_json

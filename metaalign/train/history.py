@@ -14,10 +14,7 @@ import logging
 from functools import partial
 
 from metaalign.errors import CheckpointError
-from metaalign.train.agreement import from_first, together
-from metaalign.train.checkpoints import MARKER, find_damage, read_manifest, step_folder
-from metaalign.train.engines import Engine
-from metaalign.train.folders import (
+from metaalign.folders import (
     Folder,
     Remote,
     child_names,
@@ -27,6 +24,9 @@ from metaalign.train.folders import (
     open_folder,
     size_of,
 )
+from metaalign.train.agreement import from_first, together
+from metaalign.train.checkpoints import MARKER, find_damage, read_manifest, step_folder
+from metaalign.train.engines import Engine
 
 DAMAGED = "DAMAGED"
 """What the marker of a damaged checkpoint in object storage is renamed to."""

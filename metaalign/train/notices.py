@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from metaalign.errors import StorageError, TrainingError
+from metaalign.folders import Remote, open_folder, read_text, size_of, write_whole
 from metaalign.train.engines import Engine
-from metaalign.train.folders import Remote, open_folder, read_text, size_of, write_whole
 
 STOP_FILE = "STOP"
 """In the run's folder: the driver was told to end."""

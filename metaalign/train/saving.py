@@ -20,6 +20,15 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 
 from metaalign.errors import StorageError, TrainingError
+from metaalign.folders import (
+    Folder,
+    Remote,
+    delete_folder,
+    free_bytes,
+    make_folder,
+    open_folder,
+    size_of,
+)
 from metaalign.train.agreement import from_first, together
 from metaalign.train.checkpoints import (
     SCHEMA_VERSION,
@@ -29,15 +38,6 @@ from metaalign.train.checkpoints import (
     write_manifest,
 )
 from metaalign.train.engines import Engine
-from metaalign.train.folders import (
-    Folder,
-    Remote,
-    delete_folder,
-    free_bytes,
-    make_folder,
-    open_folder,
-    size_of,
-)
 from metaalign.train.history import keep_checkpoints
 from metaalign.train.notices import check_owner
 from metaalign.train.shards import Writer

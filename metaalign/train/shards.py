@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.filesystem import (
     FileSystemWriter,
 )
 
-from metaalign.train.folders import (
+from metaalign.folders import (
     Folder,
     Remote,
     delete_file,

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from metaalign.errors import TrainingError
+from metaalign.folders import open_folder
 from metaalign.train.agreement import from_first
 from metaalign.train.best import Best, next_best
 from metaalign.train.checkpoints import check_identity, load_checkpoint, read_manifest
 from metaalign.train.engines import Engine
-from metaalign.train.folders import open_folder
 from metaalign.train.history import agree_on_checkpoint, saved_steps
 from metaalign.train.loop import LOSS, TOKENS, TOKENS_PER_SECOND, WAITED, Metrics, train
 from metaalign.train.measuring import HeldOut

@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metaalign.config.sections import OptimizerConfig
-from metaalign.data.files import Reading
-from metaalign.data.personas import read_personas
+from metaalign.data.formats.personas import read_personas
+from metaalign.data.reading import Reading
+from metaalign.data.records import read_records
 from metaalign.data.store import TokenStore
 from metaalign.examples import Example
 from metaalign.steps.plan import LENGTH_MULTIPLE, Packing, Plan
@@ -84,7 +85,9 @@ def sources() -> dict[str, Callable[[], Sequence[Example]]]:
     files = sorted((SHARED_DATA / "personas").glob("*.jsonl"))
     if files:
         made["public personas"] = lambda: [
-            example for file in files for example in read_personas(file, Reading()).examples
+            example
+            for file in files
+            for example in read_personas(read_records(file), str(file), Reading()).examples
         ]
     return made
 

@@ -7,11 +7,11 @@ the persona has a declared opposite, the same pair stands under that one too, la
 model that sees each pair under one User Info alone learns the style and not the condition.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from metaalign.data.files import FileRead, Reading, Record, conversation_key, read_records
+from metaalign.data.reading import FileRead, Reading, conversation_key
+from metaalign.data.records import Record
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, PREFERENCE, TRAIN, Example, Response, Source, Turn
 
@@ -38,8 +38,11 @@ class _Statement(NamedTuple):
     would_say: bool
 
 
-def read_personas(file: Path, reading: Reading) -> FileRead:
+def read_personas(records: Iterable[Record], file: str, reading: Reading) -> FileRead:
     """Pairs of a file's statements, each under its persona and then under the opposed one.
+
+    Args:
+        file: Its name tells the persona.
 
     Raises:
         DataError: the file cannot be read, or its name is no known persona and the source's
@@ -51,7 +54,7 @@ def read_personas(file: Path, reading: Reading) -> FileRead:
         split: ([], []) for split in (TRAIN, HELD_OUT)
     }
     seen: set[str] = set()
-    for record in read_records(file):
+    for record in records:
         result.rows += 1
         try:
             statement = _statement(record, seen)
@@ -62,12 +65,13 @@ def read_personas(file: Path, reading: Reading) -> FileRead:
         for lonely in would if not would_not else would_not if not would else ():
             reason = f"no statement of the other kind to pair it with in the split {split}"
             result.refuse(lonely.record, reason)
+        result.used += len(would) + len(would_not) if would and would_not else 0
         for said, unsaid in _pairs(would, would_not):
             result.examples += _examples(file, reading, split, said, unsaid)
     return result
 
 
-def persona_info(file: Path, reading: Reading) -> str:
+def persona_info(file: str, reading: Reading) -> str:
     """The User Info that states a file's persona.
 
     Raises:
@@ -82,9 +86,9 @@ def persona_info(file: Path, reading: Reading) -> str:
     return reading.user_info if reading.user_info is not None else PERSONAS[persona]
 
 
-def persona_of(file: Path) -> str:
+def persona_of(file: str) -> str:
     """The persona that a file is named after: what stands before its first dot."""
-    return file.name.split(".")[0]
+    return file.rpartition("/")[2].split(".")[0]
 
 
 def _statement(record: Record, seen: set[str]) -> _Statement:
@@ -112,10 +116,10 @@ def _pairs(
 
 
 def _examples(
-    file: Path, reading: Reading, split: str, said: _Statement, unsaid: _Statement
+    file: str, reading: Reading, split: str, said: _Statement, unsaid: _Statement
 ) -> list[Example]:
     persona = persona_of(file)
-    source = Source(str(file), said.record.row)
+    source = Source(file, said.record.row)
     tags = {"persona": persona, "split": split, "pair": conversation_key(said.text, unsaid.text)}
     info = persona_info(file, reading)
     system = reading.system_info

@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a folder on a disk that all workers see, or in object storage.
+"""Folders and files on a disk that all workers see, or in object storage.
 
 A folder is a `pathlib.Path`, or a `Remote` over one of pyarrow's file systems, which read the
 credentials of their store themselves: for S3 the AWS_... variables and ~/.aws. Whatever object
@@ -107,6 +107,29 @@ def child_names(folder: Folder) -> list[str]:
     with _reaching(folder):
         found = folder.store.get_file_info(FileSelector(folder.path, allow_not_found=True))
     return sorted(each.base_name for each in found)
+
+
+def files_below(folder: Remote) -> list[Remote]:
+    """Every file in a folder of object storage and in those below it; none where it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    with _reaching(folder):
+        selected = FileSelector(folder.path, allow_not_found=True, recursive=True)
+        found = folder.store.get_file_info(selected)
+    within = [info.path.removeprefix(f"{folder.path}/") for info in found if info.is_file]
+    return [folder / name for name in within]
+
+
+def modified(path: Remote) -> int | None:
+    """When a file in object storage was written, in nanoseconds; None where that is not known.
+
+    Raises:
+        StorageError: the storage could not be asked.
+    """
+    with _reaching(path):
+        return path.store.get_file_info(path.path).mtime_ns
 
 
 def size_of(path: Folder) -> int | None:

@@ -1,0 +1,78 @@
+"""What a source's settings ask of its rows, and what became of them. Knows no file."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from metaalign.data.records import Record
+from metaalign.examples import HELD_OUT, TRAIN, Example
+
+_QUARANTINED_CHARACTERS = 2_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a source's rows become examples."""
+
+    system_info: str = ""
+    user_info: str | None = None
+    order_by: str | None = None
+    assistant_turns: Literal["every", "last"] = "every"
+    held_out_ratio: float = 0.0
+    oppose_personas: bool = True
+    seed: int = 0
+
+    def split(self, key: str) -> str:
+        """The split that a conversation or statement belongs to, by hash."""
+        digest = hashlib.sha256(f"{self.seed}/{key}".encode("utf-8", "surrogatepass")).digest()
+        drawn = int.from_bytes(digest[:8], "little") / 2**64
+        return HELD_OUT if drawn < self.held_out_ratio else TRAIN
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A source row that became no example."""
+
+    file: str
+    row: int
+    reason: str
+    text: str
+
+
+@dataclass
+class FileRead:
+    """What became of a file's rows.
+
+    Attributes:
+        rows: All of them: those that were used, and the bad ones.
+        ignored: How many rows have something under a key that their format does not read.
+    """
+
+    file: str
+    rows: int = 0
+    used: int = 0
+    examples: list[Example] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, record: Record, reason: str) -> None:
+        """Put a row into quarantine."""
+        text = record.text or _shown(record.value)
+        printable = text[:_QUARANTINED_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+        reason = reason.encode("utf-8", "replace").decode("utf-8")
+        self.bad.append(BadRow(self.file, record.row, reason, printable))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value, default=repr, ensure_ascii=False)
+    except (RecursionError, ValueError, TypeError):  # too deep, or with keys that JSON has not
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def conversation_key(*texts: str) -> str:
+    """A short key, the same for the same texts everywhere."""
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return digest[:16]

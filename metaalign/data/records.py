@@ -1,0 +1,246 @@
+"""Files to raw records: JSON lines, one JSON array, CSV, TSV or Parquet, told by their content.
+
+Knows no shape of record; `formats` does. A file that is damaged as a whole is a DataError; what is
+wrong with one row is told by its record.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metaalign.data.tables import csv_rows, is_header
+from metaalign.errors import DataError, MetaAlignError, RowError
+from metaalign.folders import Folder, open_to_read
+
+_CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
+_LINES_LOOKED_AT = 20
+_ROWS_AT_ONCE = 1_000
+_DEEPEST = 64
+_GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_OTHER_MAGIC = (b"ARROW1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"Obj\x01")
+_WANTED = "expected JSON lines, one JSON array, CSV or Parquet, plain or gzip"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One source row as it stands in the file.
+
+    Attributes:
+        row: Its first line in a file of lines, its place in an array or a table; from 0.
+        value: What it parsed to, or None where it did not.
+        problem: Why it did not parse, or an empty string.
+        text: The line as it stands; empty where the file has none.
+    """
+
+    row: int
+    value: Any
+    problem: str = ""
+    text: str = ""
+
+    def object(self) -> Mapping[str, Any]:
+        """The record as keys and values.
+
+        Raises:
+            RowError: it is none.
+        """
+        if self.problem:
+            raise RowError(self.problem)
+        if isinstance(self.value, RepeatedKey):
+            raise RowError(repr(self.value))
+        if not isinstance(self.value, Mapping):
+            raise RowError(f"expected a JSON object, got {type(self.value).__name__}")
+        if _is_deeper(self.value, _DEEPEST):
+            raise RowError(f"nested deeper than {_DEEPEST} lists and objects")
+        return self.value
+
+
+@dataclass(frozen=True, repr=False)
+class RepeatedKey:
+    """What a JSON object becomes that has a key twice: which of the values counts is a guess."""
+
+    key: str
+
+    def __repr__(self) -> str:
+        return f"an object in which the key {self.key!r} stands twice"
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
+
+
+def read_records(file: Folder) -> Iterator[Record]:
+    """Every record of a file. Blank lines are none; a row that does not parse has a problem.
+
+    Invalid UTF-8 comes through as lone surrogates, which `Example.validate` refuses row by row.
+
+    Raises:
+        DataError: the file cannot be read to its end, or is of none of these kinds.
+        StorageError: object storage could not be asked.
+    """
+    with _opened(file) as stream:
+        yield from _kind(stream, file)(stream, file)
+
+
+def check_file(file: Folder) -> None:
+    """Read a file to its end. Its rows are not looked at; an array is parsed.
+
+    Raises:
+        DataError, StorageError: as `read_records`.
+    """
+    with _opened(file) as stream:
+        kind = _kind(stream, file)
+        if kind is _array_records:
+            next(kind(stream, file), None)
+        elif kind is _parquet_records:
+            _parquet(stream, file)
+        else:
+            while _read(stream, file, _CHUNK_BYTES):
+                pass
+
+
+@contextmanager
+def _opened(file: Folder) -> Iterator[io.BufferedIOBase]:
+    """The file's bytes from their beginning, unpacked where they are gzip."""
+    try:
+        with open_to_read(file) as raw:
+            packed = raw.read(2) == _GZIP_MAGIC
+            raw.seek(0)
+            lines = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+            yield gzip.GzipFile(fileobj=raw) if packed else lines
+    except MetaAlignError:
+        raise
+    except OSError as error:
+        raise DataError(f"{file}: the file cannot be read: {error.strerror or error}") from error
+
+
+def _kind(stream: Any, file: Folder) -> Callable[[Any, Folder], Iterator[Record]]:
+    """The reader of the file's kind; the stream is at its beginning again."""
+    head = _read(stream, file, _HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK)
+    stream.seek(0)
+    begun = head.lstrip()
+    if not begun:
+        raise DataError(f"{file}: the file is empty; {_WANTED}")
+    if begun.startswith(_OTHER_MAGIC):
+        raise DataError(f"{file}: the file begins with {begun[:6]!r}; {_WANTED}")
+    if begun.startswith(_PARQUET_MAGIC):
+        return _parquet_records
+    if begun.startswith(b"["):
+        return _array_records
+    first, *lines = begun.split(b"\n")
+    if not begun.startswith(b"{") and is_header(first) and not _mostly_json(lines):
+        return _csv_records
+    return _line_records
+
+
+def _mostly_json(lines: Sequence[bytes]) -> bool:
+    """Whether the first lines are JSON, as below a first line that is broken."""
+    looked_at = [line.strip() for line in lines if line.strip()][:_LINES_LOOKED_AT]
+    return sum(line.startswith(b"{") for line in looked_at) > len(looked_at) / 2
+
+
+def _read(stream: Any, file: Folder, size: int = -1) -> bytes:
+    try:
+        return stream.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        _refuse(file, error)
+
+
+def _lines(stream: Any, file: Folder) -> Iterator[str]:
+    """Each line with its end, as text."""
+    first = True
+    while True:
+        try:
+            line = stream.readline()
+        except (OSError, EOFError, zlib.error) as error:
+            _refuse(file, error)
+        if not line:
+            return
+        line = line.removeprefix(_BYTE_ORDER_MARK) if first else line
+        first = False
+        yield line.decode("utf-8", "surrogateescape")
+
+
+def _line_records(stream: Any, file: Folder) -> Iterator[Record]:
+    for row, line in enumerate(_lines(stream, file)):
+        text = line.strip()
+        if text:
+            yield _parse(row, text)
+
+
+def _parse(row: int, text: str) -> Record:
+    try:
+        return Record(row, _JSON.decode(text), text=text)
+    except (ValueError, RecursionError) as error:
+        return Record(row, None, problem=f"not JSON: {error}", text=text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKey:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    keys = [key for key, _ in pairs]
+    return RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _array_records(stream: Any, file: Folder) -> Iterator[Record]:
+    content = _read(stream, file).removeprefix(_BYTE_ORDER_MARK)
+    try:
+        values = _JSON.decode(content.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: the file is not a valid JSON array: {error}") from error
+    for row, value in enumerate(values):
+        yield Record(row, value)
+
+
+def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
+    for row in csv_rows(_lines(stream, file), str(file)):
+        yield Record(row.line, row.cells, row.problem, row.text)
+
+
+def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        _refuse(file, error)
+
+
+def _parquet_records(stream: Any, file: Folder) -> Iterator[Record]:
+    row = 0
+    batches = _parquet(stream, file).iter_batches(_ROWS_AT_ONCE)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            _refuse(file, error)
+        if batch is None:
+            return
+        for place in range(batch.num_rows):
+            yield _table_row(row + place, batch.slice(place, 1))
+        row += batch.num_rows
+
+
+def _table_row(row: int, one: pa.RecordBatch) -> Record:
+    try:
+        return Record(row, one.to_pylist()[0])
+    except (ValueError, pa.ArrowException) as error:
+        return Record(row, None, problem=f"a value cannot be read: {error}", text=repr(error))
+
+
+def _refuse(file: Folder, error: Exception) -> NoReturn:
+    raise DataError(f"{file}: the file cannot be read to its end: {error}") from error

@@ -1,0 +1,94 @@
+"""Data sets of the Hugging Face library: folders of files, saved ones, and what is not there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from metaalign.config import PrepareConfig
+from metaalign.config.prepare import DatasetConfig
+from metaalign.data.hub import fingerprint, load, name_of
+from metaalign.data.parts import plan_parts, read_part, write_datasets
+from metaalign.errors import DataError
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
+    for i in range(5)
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def folder_of_files(tmp_path: Path) -> str:
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (folder / "train-0.jsonl").write_text(lines)
+    (folder / "test-0.jsonl").write_text(lines[: lines.index("\n") + 1])
+    return str(folder)
+
+
+def saved(tmp_path: Path, *, splits: bool) -> str:
+    rows = datasets.Dataset.from_list(ROWS)
+    found = datasets.DatasetDict({"train": rows, "test": rows.select([0])}) if splits else rows
+    found.save_to_disk(str(tmp_path / "saved"))
+    return str(tmp_path / "saved")
+
+
+def prepared(tmp_path: Path, dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    config = PrepareConfig.model_validate(
+        {"storage": str(tmp_path), "sources": [{"dataset": dataset}], "held_out_ratio": 0}
+    )
+    parts = plan_parts(config)
+    assert [part.format for part in parts] == ["messages"]
+    folder = tmp_path / "building"
+    folder.mkdir()
+    (part,) = write_datasets(parts, folder)
+    return read_part(part, 0, folder, sampled=False).to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["files", "saved", "saved splits"])
+def test_a_data_set_becomes_examples_that_name_it(tmp_path: Path, kind: str) -> None:
+    name = (
+        folder_of_files(tmp_path) if kind == "files" else saved(tmp_path, splits="splits" in kind)
+    )
+    examples = prepared(tmp_path, {"name": name})
+    assert [example["responses"][0]["text"] for example in examples] == [f"a{i}" for i in range(5)]
+    shown = f"datasets/{name.strip('/')}/train"
+    assert [example["source"] for example in examples] == [
+        {"file": shown, "row": row} for row in range(5)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["files", "saved splits"])
+def test_a_split_is_chosen(tmp_path: Path, kind: str) -> None:
+    name = folder_of_files(tmp_path) if kind == "files" else saved(tmp_path, splits=True)
+    assert len(load(DatasetConfig(name=name, split="test"))) == 1
+
+
+def test_a_split_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"saved': it has no split 'dev'; it has train, test"):
+        load(DatasetConfig(name=saved(tmp_path, splits=True), split="dev"))
+    with pytest.raises(DataError, match=r"Unknown split"):
+        load(DatasetConfig(name=folder_of_files(tmp_path), split="dev"))
+
+
+def test_a_data_set_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset '.*none': "):
+        load(DatasetConfig(name=str(tmp_path / "none")))
+
+
+def test_a_fingerprint_is_that_of_the_values() -> None:
+    one, same = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS)
+    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(one) != fingerprint(datasets.Dataset.from_list(ROWS[::-1]))
+
+
+def test_a_name_shows_configuration_split_and_revision() -> None:
+    config = DatasetConfig(name="org/talks", config="en", split="test", revision="v2")
+    assert name_of(config) == "datasets/org/talks/en/test/v2"
