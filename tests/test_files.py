@@ -178,7 +178,7 @@ def test_what_object_storage_has_not_is_told(server: ThreadedMotoServer) -> None
     for key, why in (("data/*.jsonl", "matches no file"), ("data/a.jsonl", "does not exist")):
         with pytest.raises(DataError, match=why):
             find_files(address_of(server, BUCKET, key))
-    with pytest.raises(DataError, match="s3://none/data.* matches no file"):
+    with pytest.raises(DataError, match=r"s3://none/data.* matches no file"):
         find_files(address_of(server, "none", "data/*.jsonl"))
 
 
