@@ -13,12 +13,13 @@ from metaalign.data.store import StoreWriter, TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.examples import Example, Response, Source, Turn
-from tests.object_storage import server  # noqa: F401
 
 # The environment's own ninja and compiled operators, also where pytest runs without make: another
 # ninja, or another environment's flags, would compile DeepSpeed's operators again for minutes.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+pytest_plugins = ("tests.object_storage",)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

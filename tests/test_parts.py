@@ -99,3 +99,16 @@ def test_a_part_may_have_no_example(tmp_path: Path) -> None:
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
     assert read_part(parts[0], 0, tmp_path, sampled=False).num_rows == 0
     assert read_sample(tmp_path, 1) == []
+
+
+def test_a_ledger_can_be_written_whatever_keys_rows_have_and_names_the_most_common(
+    tmp_path: Path,
+) -> None:
+    rows = [{"instruction": "a", "output": "b", "\ud800": 1, f"key {i}": 1} for i in range(30)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
+    read_part(parts[0], 0, tmp_path, sampled=False)
+    (entry,) = read_ledger(parts, tmp_path)
+    assert json.dumps(entry, ensure_ascii=False).encode("utf-8")
+    assert len(entry["ignored"]) == 20
+    assert next(iter(entry["ignored"].items())) == ("?", 30)

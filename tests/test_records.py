@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign.data.formats import SHAPES, detect_format, read_rows
-from metaalign.data.reading import Reading
+from metaalign.data.reading import FileRead, Reading
 from metaalign.data.records import check_file, read_records
 from metaalign.errors import DataError, RowError
 
@@ -103,6 +103,13 @@ def test_a_truncated_parquet_file_is_one_error(tmp_path: Path) -> None:
             read(write(tmp_path, KINDS["parquet"][:-9]))
 
 
+def test_a_parquet_column_whose_name_is_not_utf8_is_one_error(tmp_path: Path) -> None:
+    file = write(tmp_path, KINDS["parquet"].replace(b"instruction", b"\xed\xa0\x80truction"))
+    for read in (check_file, lambda file: list(read_records(file))):
+        with pytest.raises(DataError, match=r"rows: the file cannot be read to its end"):
+            read(file)
+
+
 def _bent(content: bytes, place: int, change: bytes) -> bytes:
     place %= len(content) + 1
     return content[:place] + change + content[place + len(change) :]
@@ -125,11 +132,12 @@ def test_whatever_bytes_a_file_holds_its_rows_add_up_or_it_is_one_error(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, format: str
 ) -> None:
     file = write(tmp_path_factory.mktemp("fuzz"), content, "risk-averse.jsonl")
+    result, refused = FileRead(str(file)), f"{file}: "
     try:
         result = read_rows(read_records(file), str(file), format, Reading())
     except DataError as error:
-        assert str(error).startswith(f"{file}: ")  # noqa: PT017
-    else:
-        assert result.rows == result.used + len(result.bad)
-        used = {example.source.row for example in result.examples}
-        assert not used & {bad.row for bad in result.bad}
+        refused = str(error)
+    assert refused.startswith(f"{file}: ")
+    assert result.rows == result.used + len(result.bad)
+    used = {example.source.row for example in result.examples}
+    assert not used & {bad.row for bad in result.bad}

@@ -26,7 +26,7 @@ def reason(format: str, row: Any, **reading: Any) -> str:
     return bad.reason
 
 
-def message(role: str, content: str, **more: Any) -> dict[str, Any]:
+def message(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -43,7 +43,7 @@ def test_golden_rows_become_these_examples_and_tell_their_format(file: Path) -> 
         result = read(file.stem, case["row"])
         assert [example.to_row() for example in result.examples] == case["examples"]
         # Parquet fills what a row lacks with nulls.
-        nulls = {"chosen": None, "label": None, "turns": None, "more": None, **case["row"]}
+        nulls = {"chosen": None, "label": None, "turns": None, "weight": None, **case["row"]}
         assert read(file.stem, nulls).examples == result.examples
 
 
@@ -64,7 +64,7 @@ def test_golden_rows_become_these_examples_and_tell_their_format(file: Path) -> 
         ("messages", {"messages": [message("user", "Hi"), message("tool", "a")]},
          "messages: role: expected one of assistant, bot, developer, gpt, human, system, user, "
          "got 'tool'"),
-        ("messages", {"messages": [message("user", [{"type": "image_url"}])]},  # type: ignore
+        ("messages", {"messages": [message("user", [{"type": "image_url"}])]},
          "messages: only text can be trained on, got a part of type 'image_url'"),
         ("rated", {"prompt": "Hi", "completions": ["a", "b"], "labels": [True, False]},
          "several answers without scores or ranks have no order"),
@@ -137,6 +137,11 @@ def test_a_source_says_which_rating_orders_and_which_turns_are_trained() -> None
 def test_a_prompt_beside_an_answer_under_an_unknown_key_is_no_bare_prompt(row: Any) -> None:
     with pytest.raises(DataError, match="unknown format"):
         detect_format([Record(0, row)], "rows")
+
+
+def test_a_message_whose_weight_is_null_is_trained() -> None:
+    talk = [message("user", "Hi", weight=None), message("assistant", "Hello!", weight=None)]
+    assert len(read("messages", {"messages": talk}).examples) == 1
 
 
 def test_what_a_format_does_not_read_is_counted() -> None:

@@ -80,6 +80,6 @@ def _remote_files(pattern: str) -> Sequence[Folder]:
     fixed = path[: re.search(r"[*\[]", path).start()].rpartition("/")[0]  # pyright: ignore
     folder = open_folder(fixed + mark + options)
     assert isinstance(folder, Remote)
-    wanted = re.compile(glob_translate(str(folder) + path.removeprefix(fixed))).match
+    wanted = re.compile(glob_translate(path)).match
     files = [file for file in files_below(folder) if wanted(str(file))]
     return sorted(files, key=str)

@@ -26,7 +26,7 @@ from metaalign.data.formats.personas import persona_info
 from metaalign.data.reading import BadRow, FileRead, Reading
 from metaalign.data.records import Record, check_file, read_records
 from metaalign.data.tokenizer import sample_texts
-from metaalign.errors import DataError
+from metaalign.errors import DataError, StorageError
 from metaalign.examples import EXAMPLE_SCHEMA, HELD_OUT, TRAIN, Example
 from metaalign.folders import Folder
 
@@ -38,6 +38,9 @@ UNANSWERED = "unanswered"
 COUNTS = ("rows", "used", "quarantined", "examples", UNANSWERED, TRAIN, HELD_OUT)
 """The ledger's counts: source rows, those that became examples and those that did not; examples,
 those left out since they have no response, and those of each split."""
+
+_TALLIES, _TALLIED = ("reasons", "ignored"), 20
+"""Why rows were quarantined, and keys that their format does not read: the most common of each."""
 
 PART_SCHEMA = pa.schema([*EXAMPLE_SCHEMA, ("part", pa.int32()), ("position", pa.int64())])
 """An example, and its place in the store's order."""
@@ -103,13 +106,13 @@ def _source_parts(
         files = [] if source.path is None else find_files(source.path)
         if source.dataset is not None:
             parts.append(_dataset_part(number, source.dataset, source.format, reading))
-    except DataError as error:
+    except (DataError, StorageError) as error:
         problems.append(str(error))
         return []
     for file in files:
         try:
             parts.append(_file_part(number, file, source, reading))
-        except DataError as error:
+        except (DataError, StorageError) as error:
             problems.append(str(error))
     return parts
 
@@ -205,20 +208,21 @@ def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:
     ledger: dict[int | None, dict[str, Any]] = {}
     for number, part in enumerate(parts):
         empty = {"formats": [], "files": 0, **dict.fromkeys(COUNTS, 0)}
-        empty |= {"reasons": Counter(), "ignored": Counter()}
+        empty |= {name: Counter() for name in _TALLIES}
         entry = ledger.setdefault(part.number, {"source": part.source, **empty})
-        entry["files"] += part.place is not None or part.dataset is not None
+        entry["files"] += part.recipes is None
         entry["formats"] = sorted({*entry["formats"], part.format})
         counts = _read_counts(folder, number)
-        for name in (*COUNTS, "reasons", "ignored"):
-            entry[name] += Counter(counts[name]) if name in ("reasons", "ignored") else counts[name]
+        for name in COUNTS:
+            entry[name] += counts[name]
+        for name in _TALLIES:
+            entry[name].update(counts[name])
     for entry in ledger.values():
         assert entry["rows"] == entry["used"] + entry["quarantined"], entry
-        assert entry["examples"] == sum(entry[name] for name in (UNANSWERED, TRAIN, HELD_OUT)), (
-            entry
-        )
-        for name in ("reasons", "ignored"):
-            entry[name] = dict(entry[name].most_common())
+        left = sum(entry[name] for name in (UNANSWERED, TRAIN, HELD_OUT))
+        assert entry["examples"] == left, entry
+        for name in _TALLIES:
+            entry[name] = dict(entry[name].most_common(_TALLIED))
     return list(ledger.values())
 
 

@@ -59,10 +59,13 @@ class FileRead:
 
     def refuse(self, record: Record, reason: str) -> None:
         """Put a row into quarantine."""
-        text = record.text or _shown(record.value)
-        printable = text[:_QUARANTINED_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
-        reason = reason.encode("utf-8", "replace").decode("utf-8")
-        self.bad.append(BadRow(self.file, record.row, reason, printable))
+        text = (record.text or _shown(record.value))[:_QUARANTINED_CHARACTERS]
+        self.bad.append(BadRow(self.file, record.row, printable(reason), printable(text)))
+
+
+def printable(text: str) -> str:
+    """A text with question marks for its lone surrogates, which no file could hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _shown(value: Any) -> str:

@@ -95,7 +95,7 @@ def read_records(file: Folder) -> Iterator[Record]:
 
 
 def check_file(file: Folder) -> None:
-    """Read a file to its end. Its rows are not looked at; an array is parsed.
+    """Read what may be damaged as a whole: gzip to its end, an array, the footer of Parquet.
 
     Raises:
         DataError, StorageError: as `read_records`.
@@ -106,9 +106,8 @@ def check_file(file: Folder) -> None:
             next(kind(stream, file), None)
         elif kind is _parquet_records:
             _parquet(stream, file)
-        else:
-            while _read(stream, file, _CHUNK_BYTES):
-                pass
+        while isinstance(stream, gzip.GzipFile) and _read(stream, file, _CHUNK_BYTES):
+            pass
 
 
 @contextmanager
@@ -127,10 +126,10 @@ def _opened(file: Folder) -> Iterator[io.BufferedIOBase]:
 
 
 def _kind(stream: Any, file: Folder) -> Callable[[Any, Folder], Iterator[Record]]:
-    """The reader of the file's kind; the stream is at its beginning again."""
-    head = _read(stream, file, _HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK)
-    stream.seek(0)
-    begun = head.lstrip()
+    """The reader of the file's kind; the stream is at its beginning again, after any mark."""
+    head = _read(stream, file, _HEAD_BYTES)
+    stream.seek(len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0)
+    begun = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not begun:
         raise DataError(f"{file}: the file is empty; {_WANTED}")
     if begun.startswith(_OTHER_MAGIC):
@@ -160,7 +159,6 @@ def _read(stream: Any, file: Folder, size: int = -1) -> bytes:
 
 def _lines(stream: Any, file: Folder) -> Iterator[str]:
     """Each line with its end, as text."""
-    first = True
     while True:
         try:
             line = stream.readline()
@@ -168,8 +166,6 @@ def _lines(stream: Any, file: Folder) -> Iterator[str]:
             _refuse(file, error)
         if not line:
             return
-        line = line.removeprefix(_BYTE_ORDER_MARK) if first else line
-        first = False
         yield line.decode("utf-8", "surrogateescape")
 
 
@@ -199,9 +195,8 @@ _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _array_records(stream: Any, file: Folder) -> Iterator[Record]:
-    content = _read(stream, file).removeprefix(_BYTE_ORDER_MARK)
     try:
-        values = _JSON.decode(content.decode("utf-8", "surrogateescape"))
+        values = _JSON.decode(_read(stream, file).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: the file is not a valid JSON array: {error}") from error
     for row, value in enumerate(values):
@@ -216,7 +211,7 @@ def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
 def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(stream)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
         _refuse(file, error)
 
 
@@ -226,7 +221,7 @@ def _parquet_records(stream: Any, file: Folder) -> Iterator[Record]:
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             _refuse(file, error)
         if batch is None:
             return

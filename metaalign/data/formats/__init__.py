@@ -33,7 +33,7 @@ from metaalign.data.formats.rankings import (
     read_rated,
     read_truthfulqa,
 )
-from metaalign.data.reading import FileRead, Reading, conversation_key
+from metaalign.data.reading import FileRead, Reading, conversation_key, printable
 from metaalign.data.records import Record
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example, Source
@@ -50,18 +50,22 @@ class Shape:
 
     Attributes:
         keys: Those that it must have.
+        read: None where rows mean something together only, and a whole file is read at once.
         more: Others that are read where they are there.
         tells: What else tells it.
     """
 
     keys: frozenset[str]
-    read: Reader
+    read: Reader | None
     more: frozenset[str]
     tells: Callable[[Row], bool]
 
 
 def _shape(
-    *keys: str, read: Reader, more: Iterable[str] = (), tells: Callable[[Row], bool] | None = None
+    *keys: str,
+    read: Reader | None,
+    more: Iterable[str] = (),
+    tells: Callable[[Row], bool] | None = None,
 ) -> Shape:
     return Shape(frozenset(keys), read, frozenset(more), tells or (lambda _: True))
 
@@ -137,10 +141,10 @@ SHAPES: dict[str, Shape] = {
     "completion": _shape(
         read=read_answer, more=(*_PROMPT, *ANSWER_KEYS, *HELPSTEER, *_LABEL), tells=_is_answered
     ),
-    "personas": _shape("statement", "answer_matching_behavior", read=read_query),
+    "personas": _shape("statement", "answer_matching_behavior", read=None),
     "prompts": _shape(read=read_query, more=(*_PROMPT, "turns"), tells=_is_query),
 }
-"""The formats, the more telling shapes first. Personas are read a file at a time."""
+"""The formats, the more telling shapes first."""
 
 
 def detect_format(records: Iterable[Record], name: str) -> str:
@@ -180,29 +184,32 @@ def read_rows(records: Iterable[Record], name: str, format: str, reading: Readin
     Raises:
         DataError: the file itself cannot be read.
     """
-    if format == "personas":
-        return read_personas(records, name, reading)
     shape, result = SHAPES[format], FileRead(name)
+    if shape.read is None:
+        return read_personas(records, name, reading)
     known = shape.keys | shape.more
     for record in records:
         result.rows += 1
         try:
             row = record.object()
             examples = shape.read(row, Source(name, record.row), reading)
-            result.examples += [_complete(example, reading) for example in examples]
+            answered = shape.read is not read_query
+            result.examples += [_complete(each, reading, answered=answered) for each in examples]
         except RowError as error:
             result.refuse(record, str(error))
         else:
             result.used += 1
             result.ignored.update(
-                key for key, value in row.items() if value is not None and key not in known
+                printable(key)
+                for key, value in row.items()
+                if value is not None and key not in known
             )
     return result
 
 
-def _complete(example: Example, reading: Reading) -> Example:
+def _complete(example: Example, reading: Reading, *, answered: bool) -> Example:
     """A valid example with the source's defaults, a conversation and a split."""
-    example.validate(answered=bool(example.responses))
+    example.validate(answered=answered)
     conversation = example.conversation or conversation_key(example.turns[0].text)
     split = example.tags.get("split") or reading.split(conversation)
     if split not in (TRAIN, HELD_OUT):
@@ -236,4 +243,4 @@ def _nearest(keys: Iterable[str]) -> str:
 
 
 def _list(keys: Iterable[str]) -> str:
-    return ", ".join(sorted(keys))
+    return printable(", ".join(sorted(keys)))

@@ -31,12 +31,12 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
 
 
 def number(row: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """The finite number of a field.
+    """The finite number of a field; `default` where it is missing or null.
 
     Raises:
         RowError: it is none.
     """
-    value = row.get(key, default)
+    value = default if row.get(key) is None else row[key]
     found = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not abs(found) <= sys.float_info.max:  # not a number fails this too
         raise RowError(f"{key}: expected a finite number, got {short(value)}")

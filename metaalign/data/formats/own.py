@@ -24,8 +24,6 @@ def read_metaalign(row: Mapping[str, Any], source: Source, reading: Reading) -> 
     if unknown:
         names = ", ".join(sorted(unknown))
         raise RowError(f"unknown keys {names}; the format metaalign has none of them")
-    if not items(row, "responses"):
-        raise RowError("there is no response")
     example = Example(
         turns=tuple(_turn(turn) for turn in items(row, "turns")),
         responses=tuple(_response(each) for each in items(row, "responses")),

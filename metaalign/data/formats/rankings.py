@@ -83,13 +83,12 @@ def _scores(answer: Mapping[str, Any]) -> Scores:
         scores[PREFERENCE] = -number(answer, "rank")
     for name, judged in mapping(answer, "annotations", name="objective").items():
         rating = judged.get("Rating") if isinstance(judged, Mapping) else judged
-        scores[name] = _rating({name: rating}, name)
+        scores[name] = _rating(rating, name)
     return scores
 
 
-def _rating(row: Mapping[str, Any], name: str) -> float | None:
+def _rating(rating: Any, name: str) -> float | None:
     """A rating as number or digits; UltraFeedback writes "N/A" where there is none."""
-    rating = row[name]
     if rating is None or rating == "N/A":
         return None
     try:
