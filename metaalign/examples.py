@@ -107,11 +107,8 @@ class Example:
         texts = [self.system_info, self.user_info]
         texts += [text for turn in self.turns for text in (turn.text, turn.user_info)]
         texts += [response.text for response in self.responses]
-        for text in texts:
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise RowError(f"text is not valid UTF-8: {error.reason}") from error
+        if not all(map(is_utf8, texts)):
+            raise RowError("text is not valid UTF-8")
 
     def order_scores(self) -> list[float | None]:
         """(K,) the scores of the objective that orders the responses."""
@@ -200,6 +197,17 @@ EXAMPLE_SCHEMA = pa.schema(
         ("source", pa.struct([("file", pa.string()), ("row", pa.int64())])),
     ]
 )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: it holds no lone surrogate."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def best_response(scores: Sequence[float | None], desirable: Sequence[bool | None]) -> int | None:

@@ -122,12 +122,14 @@ def files_below(folder: Remote) -> list[Remote]:
     return [folder / name for name in within]
 
 
-def modified(path: Remote) -> int | None:
-    """When a file in object storage was written, in nanoseconds; None where that is not known.
+def modified(path: Folder) -> int | None:
+    """When a file was written, in nanoseconds; None where that is not known.
 
     Raises:
-        StorageError: the storage could not be asked.
+        OSError: the storage could not be asked, or there is no such file.
     """
+    if isinstance(path, Path):
+        return path.stat().st_mtime_ns
     with _reaching(path):
         return path.store.get_file_info(path.path).mtime_ns
 

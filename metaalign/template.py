@@ -21,7 +21,7 @@ import transformers  # its classes are named in full: importing one imports torc
 from tokenizers import Tokenizer
 
 from metaalign.errors import TemplateError
-from metaalign.examples import Turn
+from metaalign.examples import Turn, is_utf8
 
 SCHEMA_VERSION = 1
 TEMPLATE_FILE = "template.json"
@@ -151,7 +151,7 @@ class Template:
         try:
             encodings = self._text_backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError as error:
-            bad = next((text for text in texts if not _is_utf8(text)), None)
+            bad = next((text for text in texts if not is_utf8(text)), None)
             raise TemplateError(f"text is not valid UTF-8: {bad!r}") from error
         encoded = [encoding.ids for encoding in encodings]
         for text, ids in zip(texts, encoded, strict=True):
@@ -278,14 +278,6 @@ class Template:
             "golden": self.golden(),
         }
         return hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int]:

@@ -9,9 +9,10 @@ import pytest
 import ray
 import torch
 
-from metaalign.data.store import StoreWriter, TokenStore
+from metaalign.data.store import TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import StoreWriter
 from metaalign.examples import Example, Response, Source, Turn
 
 # The environment's own ninja and compiled operators, also where pytest runs without make: another

@@ -11,10 +11,11 @@ from moto.server import ThreadedMotoServer
 
 from metaalign.config import PrepareConfig
 from metaalign.data.files import file_fingerprint, find_files
-from metaalign.data.parts import plan_parts, read_part, read_quarantine
+from metaalign.data.parts import plan_parts, read_part, split_parts
 from metaalign.data.reading import Reading
 from metaalign.data.records import check_file, read_records
 from metaalign.errors import DataError, RowError
+from metaalign.examples import Source
 from tests.object_storage import BUCKET, address_of
 
 ROWS = [{"a": 1}, {"a": "é"}]
@@ -203,10 +204,12 @@ def test_a_part_reads_its_file_from_object_storage(
     put("data/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     source = {"path": address_of(server, BUCKET, "data/*.jsonl")}
     config = PrepareConfig.model_validate({"storage": str(tmp_path), "sources": [source]})
-    (part,) = pickle.loads(pickle.dumps(plan_parts(config)))
-    table = read_part(part, 0, tmp_path, sampled=False)
-    assert table.column("source").to_pylist() == [
-        {"file": "s3://bucket/data/rows.jsonl", "row": row} for row in (1, 2)
+    (part,) = pickle.loads(pickle.dumps(split_parts(plan_parts(config), tmp_path)))
+    (read,) = read_part(part)
+    assert [example.source for example in read.examples] == [
+        Source("s3://bucket/data/rows.jsonl", row) for row in (1, 2)
     ]
-    (bad,) = read_quarantine(tmp_path, [0], limit=9)
-    assert (bad.file, bad.row) == ("s3://bucket/data/rows.jsonl", 0)
+    assert [(bad.file, bad.row) for bad in read.bad] == [("s3://bucket/data/rows.jsonl", 0)]
+    put("data/rows.jsonl", b"{}")
+    with pytest.raises(DataError, match=r"rows\.jsonl: the file was changed while the job ran"):
+        next(read_part(part))

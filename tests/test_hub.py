@@ -10,7 +10,7 @@ import pytest
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig
 from metaalign.data.hub import fingerprint, load, name_of
-from metaalign.data.parts import plan_parts, read_part, write_datasets
+from metaalign.data.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
 
 ROWS = [
@@ -48,8 +48,8 @@ def prepared(tmp_path: Path, dataset: dict[str, Any]) -> list[dict[str, Any]]:
     assert [part.format for part in parts] == ["messages"]
     folder = tmp_path / "building"
     folder.mkdir()
-    (part,) = write_datasets(parts, folder)
-    return read_part(part, 0, folder, sampled=False).to_pylist()
+    (part,) = split_parts(parts, folder)
+    return [example.to_row() for read in read_part(part) for example in read.examples]
 
 
 @pytest.mark.parametrize("kind", ["files", "saved", "saved splits"])

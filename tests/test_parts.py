@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from metaalign.config import PrepareConfig
-from metaalign.data.parts import plan_parts, read_ledger, read_part, read_quarantine, read_sample
+from metaalign.data.ledger import read_quarantine, read_sample
+from metaalign.data.parts import (
+    plan_parts,
+    read_ledger,
+    read_part,
+    sample_part,
+    split_parts,
+    write_part,
+)
+from metaalign.data.tokenizer import train_tokenizer
+from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import StoreWriter
 from metaalign.errors import DataError
 
 
@@ -39,7 +50,7 @@ def test_parts_follow_the_settings_then_the_file_names(tmp_path: Path) -> None:
     parts = plan_parts(config)
     assert [Path(part.name).name for part in parts[:3]] == ["z.jsonl", "a.jsonl", "b.jsonl"]
     # 6,000 to train on and a held-out one a case.
-    assert [(part.start, part.stop) for part in parts[3:]] == [
+    assert [(part.span.start, part.span.stop) for part in parts[3:] if part.span] == [
         (0, 2500), (2500, 5000), (5000, 6400),
     ]  # fmt: skip
     assert {part.format for part in parts} == {"alpaca", "recipes"}
@@ -63,8 +74,7 @@ def test_every_file_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
 def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [*alpaca(3), {"instruction": "a", "output": ""}])
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0))
-    table = read_part(parts[0], 0, tmp_path, sampled=True)
-    assert table.column("position").to_pylist() == [0, 1, 2]
+    sample_part(parts[0], 0, folder=tmp_path)
     assert set(read_sample(tmp_path, 1)) == {
         f"{text} {i}{end}" for i in range(3) for text, end in (("Question", "?"), ("Answer", "."))
     }
@@ -79,26 +89,67 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     assert (bad.file, bad.row, bad.reason) == (str(file), 3, "a response is empty")
     assert read_quarantine(tmp_path, [1], limit=9) == []
     # a task that is run twice writes the same files twice
-    read_part(parts[0], 0, tmp_path, sampled=True)
+    sample_part(parts[0], 0, folder=tmp_path)
     assert len(read_quarantine(tmp_path, [0], limit=9)) == 1
 
 
 def test_the_tokenizer_never_sees_the_held_out_split(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", alpaca(60))
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0.5))
-    rows = read_part(parts[0], 0, tmp_path, sampled=True).to_pylist()
+    sample_part(parts[0], 0, folder=tmp_path)
     sample = set(read_sample(tmp_path, 1))
-    held = [row for row in rows if {"key": "split", "value": "held_out"} in row["tags"]]
+    examples = [example for read in read_part(parts[0]) for example in read.examples]
+    held = [example for example in examples if example.tags["split"] == "held_out"]
     assert 0 < len(held) < 60
-    assert not sample & {row["responses"][0]["text"] for row in held}
+    assert not sample & {example.responses[0].text for example in held}
     assert len(sample) == 2 * (60 - len(held))
 
 
 def test_a_part_may_have_no_example(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": ""}])
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
-    assert read_part(parts[0], 0, tmp_path, sampled=False).num_rows == 0
+    write_part(parts[0], 0, tmp_path, SegmentEncoder(train_tokenizer(["a"], 300)))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["parts", "quarantine", "rows.jsonl"]
     assert read_sample(tmp_path, 1) == []
+
+
+def test_a_file_is_read_in_ranges_and_gives_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*alpaca(400), {"instruction": "a", "output": ""}, *alpaca(300, start=400)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    encoder = SegmentEncoder(train_tokenizer(["Question Answer"], 300))
+    stores, ledgers = [], []
+    for size, count in ((1 << 30, 1), (5_000, 9)):
+        monkeypatch.setattr("metaalign.data.parts._PART_BYTES", size)
+        planned = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
+        with StoreWriter(tmp_path / f"store-{count}") as writer:
+            parts = split_parts(planned, writer.folder)
+            assert len(parts) == count
+            for number, part in reversed([*enumerate(parts)]):
+                write_part(part, number, writer.folder, encoder)
+            ledgers.append(read_ledger(parts, writer.folder))
+            assert read_quarantine(writer.folder, range(count), limit=9)[0].row == 400
+            stores.append(writer.finish(encoder.template, fingerprint="f", ledger=ledgers[-1]))
+    one, many = stores
+    assert ledgers[0] == ledgers[1]
+    assert len(one) == len(many) == 700
+    assert one.columns.source_row.tolist() == many.columns.source_row.tolist()
+    for i in range(700):
+        assert (one.prompt(i) == many.prompt(i)).all()
+        assert (one.response(i, 0) == many.response(i, 0)).all()
+    assert len(one.manifest["shards"]) == 1
+    assert len(many.manifest["shards"]) == 9
+    told = [{**store.manifest, "shards": None} for store in (one, many)]
+    assert told[0] == told[1]
+
+
+def test_a_file_that_changes_under_the_job_is_an_error(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", alpaca(3))
+    (part,) = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
+    write(file, alpaca(4))
+    with pytest.raises(DataError, match=r"rows\.jsonl: the file was changed while the job ran"):
+        next(read_part(part))
 
 
 def test_a_ledger_can_be_written_whatever_keys_rows_have_and_names_the_most_common(
@@ -107,7 +158,7 @@ def test_a_ledger_can_be_written_whatever_keys_rows_have_and_names_the_most_comm
     rows = [{"instruction": "a", "output": "b", "\ud800": 1, f"key {i}": 1} for i in range(30)]
     file = write(tmp_path / "rows.jsonl", rows)
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
-    read_part(parts[0], 0, tmp_path, sampled=False)
+    sample_part(parts[0], 0, folder=tmp_path)
     (entry,) = read_ledger(parts, tmp_path)
     assert json.dumps(entry, ensure_ascii=False).encode("utf-8")
     assert len(entry["ignored"]) == 20

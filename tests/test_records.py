@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import check_file, read_records
+from metaalign.data.records import check_file, read_records, split_file
 from metaalign.errors import DataError, RowError
 
 ROWS = [{"instruction": 'é, "a"', "output": "b\nc"}, {"instruction": "d", "output": None}]
@@ -108,6 +108,42 @@ def test_a_parquet_column_whose_name_is_not_utf8_is_one_error(tmp_path: Path) ->
     for read in (check_file, lambda file: list(read_records(file))):
         with pytest.raises(DataError, match=r"rows: the file cannot be read to its end"):
             read(file)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+@pytest.mark.parametrize("size", [1, 40, 100, 10_000])
+def test_the_ranges_of_a_file_of_lines_hold_each_of_its_rows_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: bytes, end: bytes, size: int
+) -> None:
+    monkeypatch.setattr("metaalign.data.records._CHUNK_BYTES", 16)
+    lines = [b'{"instruction": "%d"}' % i + b" " * (i * 7 % 60) for i in range(30)]
+    lines[3], lines[7], lines[8] = b"", b"", b"broken"
+    file = write(tmp_path, mark + b"\n".join(lines) + end)
+    spans = split_file(file, size)
+    assert [record for span in spans for record in read_records(file, span)] == [
+        *read_records(file)
+    ]
+    assert (len(spans) == 1) == (size == 10_000)
+    assert all(span is not None and span.stop > span.start for span in spans)
+
+
+def test_the_ranges_of_a_parquet_file_hold_each_of_its_rows_once(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    table = pa.table({"instruction": [str(i) for i in range(100)]})
+    pq.write_table(table, file, row_group_size=7)
+    for size, count in ((1, 15), (10**9, 1)):
+        spans = split_file(file, size)
+        assert len(spans) == count
+        records = [record for span in spans for record in read_records(file, span)]
+        assert records == [*read_records(file)]
+        assert [record.row for record in records] == [*range(100)]
+
+
+@pytest.mark.parametrize("kind", ["array", "csv", "packed"])
+def test_what_can_only_be_read_from_its_beginning_is_one_range(tmp_path: Path, kind: str) -> None:
+    content = gzip.compress(KINDS["lines"]) if kind == "packed" else KINDS[kind]
+    assert split_file(write(tmp_path, content), 1) == [None]
 
 
 def _bent(content: bytes, place: int, change: bytes) -> bytes:

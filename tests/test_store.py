@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaalign.data.store import StoreWriter, TokenStore
+from metaalign.data.store import TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import StoreWriter
 from metaalign.errors import DataError, TemplateError
 from metaalign.examples import Example, Response, Source, Turn
 from metaalign.template import prompt_segments
@@ -130,7 +131,7 @@ def test_shards_keep_the_order_in_which_they_were_added(tmp_path: Path) -> None:
         examples[i].responses[0].text for i in (3, 4, 8)
     ]
     assert sorted(file.name for file in (tmp_path / "store").glob("tokens-*")) == [
-        "tokens-00000.arrow", "tokens-00001.arrow", "tokens-00002.arrow",
+        "tokens-000000-00000.arrow", "tokens-000001-00000.arrow", "tokens-000002-00000.arrow",
     ]  # fmt: skip
     assert json.loads((tmp_path / "store/ledger.json").read_text()) == [{"source": "s", "rows": 9}]
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
@@ -175,7 +176,7 @@ def test_what_cannot_be_opened_says_what_to_do(make_store: MakeStore, tmp_path: 
     with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
         TokenStore.open(path)
     manifest.write_text(good)
-    (path / "tokens-00000.arrow").write_bytes(b"not arrow")
+    (path / "tokens-000000-00000.arrow").write_bytes(b"not arrow")
     with pytest.raises(DataError, match="the token store is damaged"):
         TokenStore.open(path)
     manifest.unlink()

@@ -1,5 +1,8 @@
 """Examples to token ids and index rows."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,21 +88,42 @@ def test_hashes_tell_meta_prompts_and_conversations_apart(encoded: Encoded) -> N
     assert stable_hash() == int.from_bytes(bytes.fromhex("e4a6a0577479b2b4"), "little", signed=True)
 
 
+class Counting(Template):
+    """Remembers what it was asked to encode."""
+
+    asked: list[str]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        self.asked = [*vars(self).get("asked", []), *texts]
+        return super().encode_texts(texts)
+
+
 def test_each_distinct_segment_is_encoded_once(template: Template) -> None:
-    asked: list[str] = []
-
-    class Counting(Template):
-        def encode_texts(self, texts):
-            asked.extend(texts)
-            return super().encode_texts(texts)
-
-    encoder = SegmentEncoder(Counting(template.tokenizer))
-    asked.clear()  # the golden renderings
+    encoder = SegmentEncoder(counting := Counting(template.tokenizer))
+    counting.asked.clear()  # the golden renderings
     encoder.encode([PAIR, SINGLE, PAIR])
     encoder.encode([SINGLE])
-    assert sorted(asked) == sorted({"Be brief.", "Hi", "Yo", "Lima?", "I am Ana.", "Si", "No way"})
+    assert sorted(counting.asked) == sorted(
+        {"Be brief.", "Hi", "Yo", "Lima?", "I am Ana.", "Si", "No way"}
+    )
 
 
 def test_no_examples_are_no_tokens(template: Template) -> None:
     encoded = SegmentEncoder(template).encode([])
     assert (len(encoded.tokens), encoded.index.num_rows) == (0, 0)
+
+
+def test_what_repeats_is_remembered_however_much_else_there_is(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaalign.data.tokens._CACHED_CHARACTERS", 100)
+    encoder = SegmentEncoder(counting := Counting(template.tokenizer))
+    examples = [
+        replace(SINGLE, system_info="Always the same.", turns=(Turn("user", f"{i} " * 30),))
+        for i in range(20)
+    ]
+    encoded = [encoder.encode([example]) for example in examples]
+    assert counting.asked.count("Always the same.") == 1
+    assert len(encoder._ids) + len(encoder._older) < 12
+    for example, one in zip(examples, encoded, strict=True):
+        assert (one.tokens == SegmentEncoder(template).encode([example]).tokens).all()

@@ -12,6 +12,8 @@ from datasets.exceptions import DatasetsError
 from metaalign.config.prepare import DatasetConfig
 from metaalign.errors import DataError
 
+_ROWS_A_GROUP = 1_000
+
 
 def load(config: DatasetConfig) -> datasets.Dataset:
     """The rows of a split, from the hub, a folder of data files, or what `save_to_disk` wrote.
@@ -68,4 +70,4 @@ def fingerprint(dataset: datasets.Dataset) -> str:
 
 def write(dataset: datasets.Dataset, file: Path) -> None:
     """All rows as a Parquet file."""
-    dataset.to_parquet(file)
+    dataset.to_parquet(file, batch_size=_ROWS_A_GROUP)

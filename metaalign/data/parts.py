@@ -1,64 +1,59 @@
-"""What one task of the prepare job reads: a file, a data set, or a range of rule-written examples.
+"""What one task of the prepare job reads, and how: a range of a file or of rule-written examples.
 
-Plain functions, no Ray. A part's rows come back as a table; its counts, its bad rows and a sample
-of its text go to files in the folder that the store is built in, so that a task that is run twice
-writes the same files twice:
-
-    parts/00003.json               {"rows": 2312, "used": 2299, ..., "texts": ["Capital of Peru?"]}
-    quarantine/00003-pairs.jsonl   {"file": "...", "row": 41, "reason": "...", "text": "..."}
+Plain functions, no Ray. Which parts there are depends on settings and files alone, never on the
+cluster, and a part is read a few hundred rows at a time, however long it is.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig, RecipesConfig, SourceConfig
 from metaalign.data import hub, recipes
 from metaalign.data.files import file_fingerprint, find_files
-from metaalign.data.formats import detect_format, read_rows
+from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.formats.personas import persona_info
-from metaalign.data.reading import BadRow, FileRead, Reading
-from metaalign.data.records import Record, check_file, read_records
-from metaalign.data.tokenizer import sample_texts
+from metaalign.data.ledger import (
+    FOLDER,
+    PartLedger,
+    add_counts,
+    close_entry,
+    quarantine,
+    read_counts,
+)
+from metaalign.data.reading import FileRead, Reading
+from metaalign.data.records import Record, Span, check_file, read_records, split_file
+from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import ShardWriter
 from metaalign.errors import DataError, StorageError
-from metaalign.examples import EXAMPLE_SCHEMA, HELD_OUT, TRAIN, Example
-from metaalign.folders import Folder
+from metaalign.folders import Folder, modified, size_of
 
 RECIPES = "recipes"
 """What the ledger calls rule-written data."""
 
-UNANSWERED = "unanswered"
-
-COUNTS = ("rows", "used", "quarantined", "examples", UNANSWERED, TRAIN, HELD_OUT)
-"""The ledger's counts: source rows, those that became examples and those that did not; examples,
-those left out since they have no response, and those of each split."""
-
-_TALLIES, _TALLIED = ("reasons", "ignored"), 20
-"""Why rows were quarantined, and keys that their format does not read: the most common of each."""
-
-PART_SCHEMA = pa.schema([*EXAMPLE_SCHEMA, ("part", pa.int32()), ("position", pa.int64())])
-"""An example, and its place in the store's order."""
-
 _EXAMPLES_A_PART = 2_500
-FOLDER, QUARANTINE = "parts", "quarantine"
+_PART_BYTES, _MOST_PARTS = 4 << 20, 1_000
+"""A range of a file that can be split: at least so many bytes, or a thousandth of all files."""
+
+_ROWS_AT_ONCE = 250
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file, a data set, or examples `start` to `stop` - 1 of the recipes.
+    """A file or a range of it, a data set, or a range of the recipes' examples.
 
     Attributes:
         number: The source's place in the settings; None for the recipes.
         source: Path, glob, address or data set as the settings give it; RECIPES for recipes.
         name: As errors and examples show where a row came from.
         place: The file. That of a data set is written when the store is built.
-        fingerprint: Of the content.
+        fingerprint: Of the content of the whole file.
+        state: Size and time of the file when it was looked at.
+        span: Of the file, as `split_file` gave it; of the recipes, examples `start` to `stop` - 1.
+            None for all of it.
     """
 
     number: int | None
@@ -69,13 +64,13 @@ class Part:
     place: Folder | None = None
     dataset: DatasetConfig | None = None
     fingerprint: str = ""
+    state: tuple[int | None, int | None] = (None, None)
     recipes: RecipesConfig | None = None
-    start: int = 0
-    stop: int = 0
+    span: Span | None = None
 
 
 def plan_parts(config: PrepareConfig) -> list[Part]:
-    """Every part that a job would read, in the store's order.
+    """Every file, data set and range of recipes that a job would read, in the store's order.
 
     Raises:
         DataError: lists every file and data set that cannot be read or told.
@@ -123,8 +118,15 @@ def _file_part(number: int, file: Folder, source: SourceConfig, reading: Reading
     format = detect_format(read_records(file), name) if format == "auto" else format
     if format == "personas":
         persona_info(name, reading)
-    told = file_fingerprint(file)
-    return Part(number, str(source.path), format, reading, name, place=file, fingerprint=told)
+    told, state = file_fingerprint(file), _state(file)
+    source_path = str(source.path)
+    return Part(
+        number, source_path, format, reading, name, place=file, fingerprint=told, state=state
+    )
+
+
+def _state(file: Folder) -> tuple[int | None, int | None]:
+    return size_of(file), modified(file)
 
 
 def _dataset_part(number: int, config: DatasetConfig, format: str, reading: Reading) -> Part:
@@ -137,139 +139,105 @@ def _dataset_part(number: int, config: DatasetConfig, format: str, reading: Read
     return Part(number, name, format, reading, name, dataset=config, fingerprint=told)
 
 
-def write_datasets(parts: Sequence[Part], folder: Path) -> list[Part]:
-    """The parts, data sets written to Parquet files in the folder that the store is built in."""
-    placed = []
-    for number, part in enumerate(parts):
-        if part.dataset is not None:
-            (folder / FOLDER).mkdir(exist_ok=True)
-            file = folder / FOLDER / f"{number:05d}.parquet"
-            hub.write(hub.load(part.dataset), file)
-            part = replace(part, place=file)
-        placed.append(part)
-    return placed
+def split_parts(parts: Sequence[Part], folder: Path) -> list[Part]:
+    """What each task of a job reads: files in ranges, data sets as files in the build's folder."""
+    written = [_written(number, part, folder) for number, part in enumerate(parts)]
+    held = sum(part.state[0] or 0 for part in written)
+    size = max(_PART_BYTES, held // _MOST_PARTS)
+    return [one for part in written for one in _ranges(part, size)]
+
+
+def _written(number: int, part: Part, folder: Path) -> Part:
+    if part.dataset is None:
+        return part
+    file = folder / FOLDER / f"{number:06d}.parquet"
+    file.parent.mkdir(exist_ok=True)
+    hub.write(hub.load(part.dataset), file)
+    return replace(part, place=file, state=_state(file))
+
+
+def _ranges(part: Part, size: int) -> list[Part]:
+    if part.place is None or SHAPES[part.format].read is None:
+        return [part]
+    return [replace(part, span=span) for span in split_file(part.place, size)]
 
 
 def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
     count = recipes.count_examples(config.recipes) if config.recipes is not None else 0
     reading = Reading(seed=config.seed)
     for start in range(0, count, _EXAMPLES_A_PART):
-        stop = min(start + _EXAMPLES_A_PART, count)
-        yield Part(None, RECIPES, RECIPES, reading, recipes=config.recipes, start=start, stop=stop)
+        span = Span(start, min(start + _EXAMPLES_A_PART, count), start)
+        yield Part(None, RECIPES, RECIPES, reading, recipes=config.recipes, span=span)
 
 
-def read_part(part: Part, number: int, folder: Path, *, sampled: bool) -> pa.Table:
-    """A part's examples as rows of PART_SCHEMA.
+def read_part(part: Part) -> Iterator[FileRead]:
+    """A part's rows, some at a time; all at once where they mean something together only.
+
+    Raises:
+        DataError: the file cannot be read to its end, or is another one than was planned for.
+    """
+    if part.recipes is not None:
+        yield from _recipe_reads(part)
+        return
+    assert part.place is not None, "split_parts gives a data set its place"
+    if _state(part.place) != part.state:
+        raise DataError(f"{part.name}: the file was changed while the job ran; start it again")
+    records = read_records(part.place, part.span)
+    if SHAPES[part.format].read is None:
+        yield read_rows(records, part.name, part.format, part.reading)
+        return
+    while rows := list(islice(records, _ROWS_AT_ONCE)):
+        yield read_rows(rows, part.name, part.format, part.reading)
+
+
+def sample_part(part: Part, number: int, *, folder: Path) -> None:
+    """Keep a part's counts, its bad rows and a sample of its text.
 
     Args:
         number: The part's place in the store's order.
-        folder: Gets the part's counts, bad rows and, where `sampled`, a sample of its text.
+        folder: That the store is built in.
     """
-    result = _read(part)
-    examples = [example for example in result.examples if example.responses]
-    splits = Counter(example.tags["split"] for example in examples)
-    counts = {
-        "rows": result.rows,
-        "used": result.used,
-        "quarantined": len(result.bad),
-        "examples": len(result.examples),
-        UNANSWERED: len(result.examples) - len(examples),
-        **{split: splits[split] for split in (TRAIN, HELD_OUT)},
-        "reasons": Counter(_kind_of(row.reason) for row in result.bad),
-        "ignored": result.ignored,
-    }
-    texts = sample_texts(_texts(examples)) if sampled else []
-    file = folder / FOLDER / f"{number:05d}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({**counts, "texts": texts}), encoding="utf-8")
-    if result.bad:
-        stem = part.name.rpartition("/")[2].partition(".")[0]
-        _write_quarantine(folder / QUARANTINE / f"{number:05d}-{stem}", result.bad)
-    rows = [
-        {**example.to_row(), "part": number, "position": position}
-        for position, example in enumerate(examples)
-    ]
-    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
+    ledger = PartLedger(sampled=True)
+    with quarantine(folder, number, part.name) as refused:
+        for read in read_part(part):
+            ledger.add(read)
+            refused.add(read.bad)
+    ledger.write(folder, number)
 
 
-def read_sample(folder: Path, count: int) -> list[str]:
-    """The sample of all parts' text, the same however the rows were dealt over parts."""
-    sample: list[str] = []
-    for number in range(count):
-        sample = sample_texts([*sample, *_read_counts(folder, number)["texts"]])
-    return sample
+def write_part(part: Part, number: int, folder: Path, encoder: SegmentEncoder) -> None:
+    """Write a part's examples as shards, and keep its counts and bad rows."""
+    ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
+    with quarantine(folder, number, part.name) as refused:
+        for read in read_part(part):
+            shards.add(encoder.encode(ledger.add(read)))
+            refused.add(read.bad)
+    shards.close()
+    ledger.write(folder, number)
 
 
 def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:
-    """Rows in, examples out and rows quarantined, by source, in the settings' order.
-
-    What does not add up is an error of ours.
-    """
+    """Rows in, examples out and rows quarantined, by source, in the settings' order."""
     ledger: dict[int | None, dict[str, Any]] = {}
+    files: dict[int | None, set[str]] = {}
     for number, part in enumerate(parts):
-        empty = {"formats": [], "files": 0, **dict.fromkeys(COUNTS, 0)}
-        empty |= {name: Counter() for name in _TALLIES}
-        entry = ledger.setdefault(part.number, {"source": part.source, **empty})
-        entry["files"] += part.recipes is None
+        entry = ledger.setdefault(part.number, {"source": part.source, "formats": [], "files": 0})
+        files.setdefault(part.number, set()).update([] if part.recipes else [part.name])
+        entry["files"] = len(files[part.number])
         entry["formats"] = sorted({*entry["formats"], part.format})
-        counts = _read_counts(folder, number)
-        for name in COUNTS:
-            entry[name] += counts[name]
-        for name in _TALLIES:
-            entry[name].update(counts[name])
+        add_counts(entry, read_counts(folder, number))
     for entry in ledger.values():
-        assert entry["rows"] == entry["used"] + entry["quarantined"], entry
-        left = sum(entry[name] for name in (UNANSWERED, TRAIN, HELD_OUT))
-        assert entry["examples"] == left, entry
-        for name in _TALLIES:
-            entry[name] = dict(entry[name].most_common(_TALLIED))
+        close_entry(entry)
     return list(ledger.values())
 
 
-def _kind_of(reason: str) -> str:
-    """A reason without the value that it quotes, so that equal ones can be counted."""
-    return reason.partition(", got ")[0]
-
-
-def read_quarantine(folder: Path, numbers: Iterable[int], *, limit: int) -> list[BadRow]:
-    """The first bad rows of some parts."""
-    bad: list[BadRow] = []
-    for number in numbers:
-        for file in (folder / QUARANTINE).glob(f"{number:05d}-*.jsonl"):
-            lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-            bad += [BadRow(**json.loads(line)) for line in lines[: limit - len(bad)]]
-    return bad
-
-
-def _read(part: Part) -> FileRead:
-    if part.recipes is None:
-        assert part.place is not None, "write_datasets gives a data set its place"
-        return read_rows(read_records(part.place), part.name, part.format, part.reading)
+def _recipe_reads(part: Part) -> Iterator[FileRead]:
+    assert part.recipes is not None
+    assert part.span is not None
     examples = recipes.write_examples(
-        part.recipes, seed=part.reading.seed, start=part.start, stop=part.stop
+        part.recipes, seed=part.reading.seed, start=part.span.start, stop=part.span.stop
     )
     for example in examples:
         example.validate()
-    count = part.stop - part.start
-    return FileRead(RECIPES, rows=count, used=count, examples=examples)
-
-
-def _texts(examples: Sequence[Example]) -> set[str]:
-    """What the tokenizer may learn from: the training split alone."""
-    texts: set[str] = set()
-    for example in examples:
-        if example.tags["split"] == TRAIN:
-            texts |= {example.system_info, example.user_info}
-            texts |= {text for turn in example.turns for text in (turn.text, turn.user_info)}
-            texts |= {response.text for response in example.responses}
-    return texts - {""}
-
-
-def _write_quarantine(stem: Path, bad: Sequence[BadRow]) -> None:
-    stem.parent.mkdir(exist_ok=True)
-    lines = [json.dumps(asdict(row), ensure_ascii=False) for row in bad]
-    Path(f"{stem}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _read_counts(folder: Path, number: int) -> dict[str, Any]:
-    return json.loads((folder / FOLDER / f"{number:05d}.json").read_text(encoding="utf-8"))
+    count = part.span.stop - part.span.start
+    yield FileRead(RECIPES, rows=count, used=count, examples=examples)

@@ -1,23 +1,25 @@
 """The prepare job: files and recipes in, token store out. The Ray Data graph over this room.
 
-    parts --read--> examples --(train a tokenizer on a sample)--> --encode--> shards, index rows
+    parts --read--> sample of text --> a tokenizer      (only where one is to be trained)
+    parts --read, encode--> shards, their pieces of the index, counts, quarantine
 
-A part is a file, or a range of rule-written examples. Tasks write shards, quarantine and counts
-into the folder that the store is built in; only index rows come back. What a store holds, and in
-which order, depends on the settings and the files alone, never on how many tasks there were.
+A part is a range of a file or of rule-written examples. Its task reads and writes a few hundred
+rows at a time, straight into the folder that the store is built in; nothing but the parts' numbers
+goes through Ray, so memory does not grow with the data. What a store holds, and in which order,
+depends on the settings and the files alone, never on how many tasks there were.
 """
 
 import functools
+import gc
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pyarrow as pa
 import ray
 import ray.data
 from rich.console import Console
@@ -26,32 +28,29 @@ from rich.table import Table
 from metaalign.config import PrepareConfig, resolve
 from metaalign.data.cases import write_cases
 from metaalign.data.files import code_fingerprint
-from metaalign.data.parts import (
+from metaalign.data.ledger import (
     COUNTS,
     FOLDER,
-    PART_SCHEMA,
     QUARANTINE,
-    RECIPES,
     UNANSWERED,
+    read_quarantine,
+    read_sample,
+)
+from metaalign.data.parts import (
+    RECIPES,
     Part,
     plan_parts,
     read_ledger,
-    read_part,
-    read_quarantine,
-    read_sample,
-    write_datasets,
+    sample_part,
+    split_parts,
+    write_part,
 )
-from metaalign.data.store import (
-    CASES_FILE,
-    SCHEMA_VERSION,
-    StoreWriter,
-    TokenStore,
-    write_shard,
-)
+from metaalign.data.store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
 from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import StoreWriter
 from metaalign.errors import DataError
-from metaalign.examples import HELD_OUT, TRAIN, Example
+from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.template import Template
 from metaalign.tracking import Run
 
@@ -60,6 +59,8 @@ ROOMS = ("examples.py", "template.py", "preferences", "data")
 
 _BAD_ROWS_SHOWN = 3
 _REASONS_SHOWN = 5
+_RETRIES = 3
+"""Of a task whose worker died."""
 _CONSOLE = Console(markup=False, highlight=False)
 
 
@@ -77,7 +78,7 @@ def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
     metrics = {**totals, "tokens": tokens, "seconds": time.monotonic() - started}
     run.log_metrics({f"prepare/{name}": value for name, value in metrics.items()})
     run.set_tags({"store_fingerprint": store.fingerprint})
-    for name in ("manifest.json", "ledger.json", "quarantine"):
+    for name in (MANIFEST_FILE, "ledger.json", QUARANTINE):
         if (store.path / name).exists():
             run.log_artifact(store.path / name, "store")
     return store
@@ -126,7 +127,7 @@ def _fingerprint(config: PrepareConfig, parts: Sequence[Part], template: Templat
 def _finished_store(path: Path, fingerprint: str) -> TokenStore | None:
     if not path.exists():
         return None
-    if not (path / "manifest.json").exists():
+    if not (path / MANIFEST_FILE).exists():
         raise DataError(
             f"{path}: the folder exists and holds no token store; remove it, or give another "
             "`output`"
@@ -150,56 +151,53 @@ def _build(
     if config.recipes is not None:  # first, since it finds at once what the recipes cannot write
         lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    parts = write_datasets(parts, folder)
-    examples = _read_graph(parts, folder, sampled=template is None)
+    parts = split_parts(parts, folder)
     if template is None:
         _CONSOLE.print(f"reading {len(parts)} parts, to train a tokenizer on their text")
-        examples = examples.materialize()
+        _for_each(parts, functools.partial(sample_part, folder=folder))
         _check_ledger(config, parts, writer)
         sample = read_sample(folder, len(parts))
         template = train_tokenizer(sample, config.tokenizer.vocabulary_size)
-    _CONSOLE.print("writing every example as token ids")
-    encode = functools.partial(_encode_block, folder=folder, template=ray.put(template))
-    encoded = examples.map_batches(encode, batch_size=None, batch_format="pyarrow")
-    references: Any = encoded.to_arrow_refs()
-    blocks = ray.get(references)
+    _CONSOLE.print(f"writing {len(parts)} parts as token ids")
+    _for_each(parts, functools.partial(_write, folder=folder, template=ray.put(template)))
     ledger = _check_ledger(config, parts, writer)
-    index = pa.concat_tables(block for block in blocks if block.num_rows)
-    index = index.sort_by([("part", "ascending"), ("position", "ascending")])
-    writer.add_index(index.drop_columns(["part", "position"]))
     shutil.rmtree(folder / FOLDER)
     return writer.finish(template, fingerprint=fingerprint, ledger=ledger)
 
 
-def _read_graph(parts: Sequence[Part], folder: Path, *, sampled: bool) -> ray.data.Dataset:
+def _for_each(parts: Sequence[Part], task: Callable[[Part, int], None]) -> None:
+    """Run a task for every part, on all of the cluster."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = _CONSOLE.is_terminal  # in a log they are a page of repeats
     context.print_on_execution_start = False
-    numbers = ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
-    read = functools.partial(_read_block, parts=tuple(parts), folder=folder, sampled=sampled)
-    return numbers.map_batches(read, batch_size=1)
+    numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
+    run = functools.partial(_run, parts=ray.put(tuple(parts)), task=task)
+    done = numbers.map_batches(run, batch_size=1, max_retries=_RETRIES).take_all()
+    assert len(done) == len(parts), (len(done), len(parts))
 
 
-def _read_block(batch: Any, *, parts: Sequence[Part], folder: Path, sampled: bool) -> pa.Table:
-    (number,) = map(int, batch["item"])
-    return read_part(parts[number], number, folder, sampled=sampled)
+def _run(batch: Any, *, parts: ray.ObjectRef, task: Callable[[Part, int], None]) -> Any:
+    (number,) = map(int, batch["id"])
+    task(_parts(parts)[number], number)
+    return batch
 
 
-def _encode_block(block: pa.Table, *, folder: Path, template: ray.ObjectRef) -> pa.Table:
-    """Write a block's tokens to a shard; returns its index rows and their places in the order."""
-    if not block.num_rows:
-        return block
-    examples = [Example.from_row(row) for row in block.to_pylist()]
-    index = write_shard(folder, _encoder(template).encode(examples))
-    for name in ("part", "position"):
-        index = index.append_column(PART_SCHEMA.field(name), block.column(name))
-    return index
+@functools.lru_cache(maxsize=1)
+def _parts(parts: ray.ObjectRef) -> Sequence[Part]:
+    return ray.get(parts)
+
+
+def _write(part: Part, number: int, *, folder: Path, template: ray.ObjectRef) -> None:
+    write_part(part, number, folder, _encoder(template))
 
 
 @functools.lru_cache(maxsize=1)
 def _encoder(template: ray.ObjectRef) -> SegmentEncoder:
     """One a worker process, so that its tasks share the segments that they have encoded."""
-    return SegmentEncoder(ray.get(template))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for every core already
+    encoder = SegmentEncoder(ray.get(template))
+    gc.freeze()  # what was imported stays: collecting garbage need not walk it again and again
+    return encoder
 
 
 def _check_ledger(

@@ -1,21 +1,26 @@
 """Files to raw records: JSON lines, one JSON array, CSV, TSV or Parquet, told by their content.
 
 Knows no shape of record; `formats` does. A file that is damaged as a whole is a DataError; what is
-wrong with one row is told by its record.
+wrong with one row is told by its record. Nothing holds more of a file than its current record, or,
+of Parquet, its current row group.
 """
 
+import functools
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metaalign.data.arrays import array_values
 from metaalign.data.tables import csv_rows, is_header
 from metaalign.errors import DataError, MetaAlignError, RowError
 from metaalign.folders import Folder, open_to_read
@@ -57,9 +62,10 @@ class Record:
             raise RowError(self.problem)
         if isinstance(self.value, RepeatedKey):
             raise RowError(repr(self.value))
-        if not isinstance(self.value, Mapping):
+        if not isinstance(self.value, dict):
             raise RowError(f"expected a JSON object, got {type(self.value).__name__}")
-        if _is_deeper(self.value, _DEEPEST):
+        opened = self.text.count("[") + self.text.count("{")  # no walk where so few cannot be deep
+        if not 0 < opened <= _DEEPEST and _is_deeper(self.value, _DEEPEST):
             raise RowError(f"nested deeper than {_DEEPEST} lists and objects")
         return self.value
 
@@ -75,23 +81,88 @@ class RepeatedKey:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
+    level = [value]
+    for _ in range(levels):
+        within = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in within for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
-def read_records(file: Folder) -> Iterator[Record]:
-    """Every record of a file. Blank lines are none; a row that does not parse has a problem.
+@dataclass(frozen=True)
+class Span:
+    """A range of a file that can be read without the rest of it.
 
-    Invalid UTF-8 comes through as lone surrogates, which `Example.validate` refuses row by row.
+    Attributes:
+        start: Of the lines, in bytes; in Parquet, the first row group.
+        stop: Where the next range begins.
+        row: The row that its first record has in the file.
+    """
+
+    start: int
+    stop: int
+    row: int
+
+
+def read_records(file: Folder, span: Span | None = None) -> Iterator[Record]:
+    """Every record of a file, or of a range that `split_file` gave.
+
+    Blank lines are none; a row that does not parse has a problem. Invalid UTF-8 comes through as
+    lone surrogates, which `Example.validate` refuses row by row.
 
     Raises:
         DataError: the file cannot be read to its end, or is of none of these kinds.
         StorageError: object storage could not be asked.
     """
     with _opened(file) as stream:
-        yield from _kind(stream, file)(stream, file)
+        kind = _kind(stream, file)
+        yield from kind(stream, file) if span is None else kind(stream, file, span)
+
+
+def split_file(file: Folder, size: int) -> list[Span | None]:
+    """Ranges of about `size` bytes, or [None] where a file can only be read from its beginning.
+
+    Plain local JSON lines are split at lines, which takes one pass over them, and Parquet at row
+    groups. The ranges depend on the file alone.
+
+    Raises:
+        DataError, StorageError: as `read_records`.
+    """
+    with _opened(file) as stream:
+        kind = _kind(stream, file)
+        if kind is _parquet_records:
+            return [*_row_groups(_parquet(stream, file), size)]
+        if kind is _line_records and isinstance(file, Path) and not _is_packed(stream):
+            return [*_line_spans(stream, file, size)]
+    return [None]
+
+
+def _line_spans(stream: Any, file: Folder, size: int) -> Iterator[Span]:
+    start, row = stream.tell(), 0
+    while True:
+        stop, lines = start, 0
+        while stop < start + size:
+            chunk = _read(stream, file, min(_CHUNK_BYTES, start + size - stop))
+            if not chunk:
+                break
+            stop, lines = stop + len(chunk), lines + chunk.count(b"\n")
+        rest = stream.readline()
+        stop, lines = stop + len(rest), lines + rest.endswith(b"\n")
+        if stop == start:
+            return
+        yield Span(start, stop, row)
+        start, row = stop, row + lines
+
+
+def _row_groups(file: pq.ParquetFile, size: int) -> Iterator[Span]:
+    start, row, held, rows = 0, 0, 0, 0
+    for group in range(file.num_row_groups):
+        told = file.metadata.row_group(group)
+        held, rows = held + told.total_byte_size, rows + told.num_rows
+        if held >= size or group == file.num_row_groups - 1:
+            yield Span(start, group + 1, row)
+            start, row, held, rows = group + 1, row + rows, 0, 0
 
 
 def check_file(file: Folder) -> None:
@@ -103,11 +174,16 @@ def check_file(file: Folder) -> None:
     with _opened(file) as stream:
         kind = _kind(stream, file)
         if kind is _array_records:
-            next(kind(stream, file), None)
+            for _ in kind(stream, file):
+                pass
         elif kind is _parquet_records:
             _parquet(stream, file)
-        while isinstance(stream, gzip.GzipFile) and _read(stream, file, _CHUNK_BYTES):
+        while _is_packed(stream) and _read(stream, file, _CHUNK_BYTES):
             pass
+
+
+def _is_packed(stream: Any) -> bool:
+    return isinstance(stream, gzip.GzipFile)
 
 
 @contextmanager
@@ -125,7 +201,7 @@ def _opened(file: Folder) -> Iterator[io.BufferedIOBase]:
         raise DataError(f"{file}: the file cannot be read: {error.strerror or error}") from error
 
 
-def _kind(stream: Any, file: Folder) -> Callable[[Any, Folder], Iterator[Record]]:
+def _kind(stream: Any, file: Folder) -> Callable[..., Iterator[Record]]:
     """The reader of the file's kind; the stream is at its beginning again, after any mark."""
     head = _read(stream, file, _HEAD_BYTES)
     stream.seek(len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0)
@@ -157,20 +233,25 @@ def _read(stream: Any, file: Folder, size: int = -1) -> bytes:
         _refuse(file, error)
 
 
-def _lines(stream: Any, file: Folder) -> Iterator[str]:
-    """Each line with its end, as text."""
-    while True:
+def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
+    """Each line with its end, as text; of the first `size` bytes."""
+    while size > 0:
         try:
             line = stream.readline()
         except (OSError, EOFError, zlib.error) as error:
             _refuse(file, error)
         if not line:
             return
+        size -= len(line)
         yield line.decode("utf-8", "surrogateescape")
 
 
-def _line_records(stream: Any, file: Folder) -> Iterator[Record]:
-    for row, line in enumerate(_lines(stream, file)):
+def _line_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+    first, size = 0, math.inf
+    if span is not None:
+        stream.seek(span.start)
+        first, size = span.row, span.stop - span.start
+    for row, line in enumerate(_lines(stream, file, size), first):
         text = line.strip()
         if text:
             yield _parse(row, text)
@@ -196,11 +277,11 @@ _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 def _array_records(stream: Any, file: Folder) -> Iterator[Record]:
     try:
-        values = _JSON.decode(_read(stream, file).decode("utf-8", "surrogateescape"))
+        values = array_values(functools.partial(_read, stream, file), _JSON)
+        for row, value in enumerate(values):
+            yield Record(row, value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: the file is not a valid JSON array: {error}") from error
-    for row, value in enumerate(values):
-        yield Record(row, value)
 
 
 def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
@@ -210,14 +291,15 @@ def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
 
 def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(stream)
+        return pq.ParquetFile(stream, buffer_size=_CHUNK_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
         _refuse(file, error)
 
 
-def _parquet_records(stream: Any, file: Folder) -> Iterator[Record]:
-    row = 0
-    batches = _parquet(stream, file).iter_batches(_ROWS_AT_ONCE)
+def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+    row = 0 if span is None else span.row
+    groups = None if span is None else [*range(span.start, span.stop)]
+    batches = _parquet(stream, file).iter_batches(_ROWS_AT_ONCE, groups, use_threads=False)
     while True:
         try:
             batch = next(batches, None)

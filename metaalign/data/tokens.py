@@ -14,7 +14,9 @@ import pyarrow as pa
 from metaalign.examples import TRAIN, Example
 from metaalign.template import TIERS, Segment, Template, prompt_segments
 
-_CACHED_SEGMENTS = 200_000
+_CACHED_CHARACTERS = 1_000_000
+"""Text that an encoder remembers of its newer and of its older segments each: enough for what
+repeats, and its memory stays small."""
 
 ENCODED_SCHEMA = pa.schema(
     [
@@ -75,27 +77,34 @@ class SegmentEncoder:
     def __init__(self, template: Template) -> None:
         self.template = template
         self._ids: dict[str, list[int]] = {}
+        self._older: dict[str, list[int]] = {}
+        self._characters = 0
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Token ids and index rows of valid examples, in their order."""
-        segments = [_segments(example) for example in examples]
+        prompts = [_segments(example) for example in examples]
         self._remember(
-            *(segment.text for prompt in segments for segment in prompt),
+            *(segment.text for prompt in prompts for segment in prompt),
             *(response.text for example in examples for response in example.responses),
         )
         tokens: list[int] = []
-        rows = [
-            self._row(example, prompt, tokens)
-            for example, prompt in zip(examples, segments, strict=True)
-        ]
-        index = pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
+        columns = {name: [] for name in ENCODED_SCHEMA.names}
+        for example, prompt in zip(examples, prompts, strict=True):
+            for name, value in self._row(example, prompt, tokens).items():
+                columns[name].append(value)
+        arrays = [pa.array(columns[field.name], field.type) for field in ENCODED_SCHEMA]
+        index = pa.Table.from_arrays(arrays, schema=ENCODED_SCHEMA)
         return Encoded(tokens=np.array(tokens, dtype=np.int32), index=index)
 
     def _remember(self, *texts: str) -> None:
-        if len(self._ids) > _CACHED_SEGMENTS:
-            self._ids.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        """Have the ids of all these texts; a text that is not met again is forgotten some day."""
+        if self._characters > _CACHED_CHARACTERS:
+            self._ids, self._older, self._characters = {}, self._ids, 0
+        wanted = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        new = [text for text in wanted if text not in self._older]
+        self._ids.update((text, self._older[text]) for text in wanted if text in self._older)
         self._ids.update(zip(new, self.template.encode_texts(new), strict=True))
+        self._characters += sum(map(len, wanted))
 
     def _row(self, example: Example, prompt: list[Segment], tokens: list[int]) -> dict:
         offset = len(tokens)

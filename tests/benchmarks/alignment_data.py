@@ -8,9 +8,10 @@ from random import Random
 
 from metaalign.config.prepare import RecipesConfig
 from metaalign.data.recipes import BACKGROUNDS, IDENTITIES, write_examples
-from metaalign.data.store import StoreWriter, TokenStore
+from metaalign.data.store import TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.writer import StoreWriter
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 from metaalign.preferences import FAMILIES, QUESTIONS, Preference, write_answer
 

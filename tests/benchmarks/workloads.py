@@ -18,9 +18,10 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from metaalign.data.store import StoreWriter, TokenStore
+from metaalign.data.store import TokenStore
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import ENCODED_SCHEMA, Encoded
+from metaalign.data.writer import StoreWriter
 from metaalign.template import TIERS
 
 SPREAD = 0.5

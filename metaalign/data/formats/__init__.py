@@ -158,7 +158,7 @@ def detect_format(records: Iterable[Record], name: str) -> str:
     """
     seen: list[Row] = []
     for record in islice(records, _ROWS_LOOKED_AT):
-        if not record.problem and isinstance(record.value, Mapping):
+        if not record.problem and isinstance(record.value, dict):
             seen.append(record.value)
             found = _shape_of(record.value)
             if found:

@@ -135,7 +135,7 @@ def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue
     value = row.get(key)
     if isinstance(value, str) and (is_transcript(value) or not prompted):
         return _split(Dialogue(read_transcript(text(row, key), key)), key)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         role, words = read_message(value, key)
         return _split(Dialogue([Turn(role, words)]), key)  # pyright: ignore[reportArgumentType]
     if isinstance(value, list | tuple):

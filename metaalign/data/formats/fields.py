@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaalign.errors import RowError
+from metaalign.examples import is_utf8
 
 _SHOWN_CHARACTERS = 60
 
@@ -23,10 +24,8 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
         raise RowError(f"{key} is missing")
     if not isinstance(value, str):
         raise RowError(f"{key}: expected text, got {short(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(f"{key}: text is not valid UTF-8") from error
+    if not is_utf8(value):
+        raise RowError(f"{key}: text is not valid UTF-8")
     return value
 
 
@@ -72,7 +71,7 @@ def label(row: Mapping[str, Any]) -> bool | None:
 
 
 def items(
-    row: Mapping[str, Any], key: str, *, of: type = Mapping, default: Sequence[Any] | None = None
+    row: Mapping[str, Any], key: str, *, of: type = dict, default: Sequence[Any] | None = None
 ) -> Sequence[Any]:
     """The list of a field.
 
@@ -100,12 +99,14 @@ def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]
     if value is None:
         return {}
     if isinstance(value, list) and all(
-        isinstance(each, Mapping) and set(each) == {name, "value"} for each in value
+        isinstance(each, dict) and each.keys() == {name, "value"} for each in value
     ):
         value = {text(each, name): each["value"] for each in value}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise RowError(f"{key}: expected an object, got {short(value)}")
-    return {text({key: each}, key): inner for each, inner in value.items()}
+    if not all(map(is_utf8, value)):
+        raise RowError(f"{key}: text is not valid UTF-8")
+    return value
 
 
 def short(value: Any) -> str:

@@ -82,7 +82,7 @@ def _scores(answer: Mapping[str, Any]) -> Scores:
     if answer.get("rank") is not None:
         scores[PREFERENCE] = -number(answer, "rank")
     for name, judged in mapping(answer, "annotations", name="objective").items():
-        rating = judged.get("Rating") if isinstance(judged, Mapping) else judged
+        rating = judged.get("Rating") if isinstance(judged, dict) else judged
         scores[name] = _rating(rating, name)
     return scores
 

@@ -1,0 +1,95 @@
+"""A JSON array value by value, however long it is. Knows no file and no record."""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_CHUNK_BYTES = 1 << 20
+_BLANK = re.compile(r"[ \t\n\r]*")
+_AFTER = tuple(" \t\n\r,]")
+_LONGEST_WORD = 16
+"""Characters from where a name, an escape or a delimiter is missed to the text's end, at most,
+where the text is cut off and not wrong."""
+
+
+def array_values(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> Iterator[Any]:
+    """The values of the array that a file is, each as soon as its text is there.
+
+    Args:
+        read: The file's next bytes, at most so many. Invalid UTF-8 becomes lone surrogates.
+
+    Raises:
+        ValueError: the file is no valid array.
+        RecursionError: a value is nested too deep.
+    """
+    text = _Text(read, decoder)
+    text.take("[")
+    if text.mark() != "]":
+        yield text.value()
+    while text.take(",]") == ",":
+        yield text.value()
+    if text.mark():
+        raise text.problem("expected nothing after the array")
+
+
+class _Text:
+    """A file's text as far as it was read and not yet parsed."""
+
+    def __init__(self, read: Callable[[int], bytes], decoder: json.JSONDecoder) -> None:
+        self._read, self._decoder = read, decoder
+        self._characters = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text, self._at, self._dropped, self._ended = "", 0, 0, False
+
+    def mark(self) -> str:
+        """The next character that is not blank, or nothing at the end."""
+        while True:
+            self._at = _BLANK.match(self._text, self._at).end()  # pyright: ignore
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read_on()
+
+    def take(self, marks: str) -> str:
+        """The next character, which must be one of `marks`."""
+        mark = self.mark()
+        if not mark or mark not in marks:
+            raise self.problem(f"expected {' or '.join(marks)}")
+        self._at += 1
+        return mark
+
+    def value(self) -> Any:
+        """The next value."""
+        self.mark()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._ended or not self._is_cut_off(error):
+                    self._at = error.pos
+                    raise self.problem(error.msg) from error
+            else:
+                if self._ended or not self._may_go_on(end):
+                    self._at = end
+                    return value
+            self._read_on()
+
+    def problem(self, what: str) -> ValueError:
+        """What is wrong here."""
+        return ValueError(f"{what}, at character {self._dropped + self._at}")
+
+    def _is_cut_off(self, error: json.JSONDecodeError) -> bool:
+        unterminated = error.msg.startswith("Unterminated")
+        return unterminated or error.pos >= len(self._text) - _LONGEST_WORD
+
+    def _may_go_on(self, end: int) -> bool:
+        """Whether what ends here may be the beginning of a number: 1 of 1.5 or of 1e9."""
+        return len(self._text) - end < _LONGEST_WORD and self._text[end : end + 1] not in _AFTER
+
+    def _read_on(self) -> None:
+        """Twice the text that is there at least, so that long values take linear time."""
+        rest = self._text[self._at :]
+        chunk = self._read(max(_CHUNK_BYTES, len(rest)))
+        self._dropped += self._at
+        self._ended = not chunk
+        self._text, self._at = rest + self._characters.decode(chunk, final=self._ended), 0

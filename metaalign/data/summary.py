@@ -1,0 +1,106 @@
+"""What a token store's manifest says of its examples, tallied piece by piece of the index.
+
+Knows no file. Holds two numbers an example, and nothing else that grows with them.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from metaalign.template import TIERS
+
+_SYSTEM, _USER = TIERS.index("system_info"), TIERS.index("user_info")
+
+
+class Summary:
+    """Tallies over index tables of ENCODED_SCHEMA's columns."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._counts: dict[str, Counter[str]] = {
+            "split": Counter(), "recipe": Counter(), "source": Counter()
+        }  # fmt: skip
+        self._bins: dict[str, Counter[int]] = {tier: Counter() for tier in TIERS}
+        self._tokens: Counter[str] = Counter()
+        self._sequences = self._once = 0
+        self._meta_prompts: list[np.ndarray] = []
+        self._meta_lengths: list[np.ndarray] = []
+
+    def add(self, index: pa.Table) -> None:
+        """Take the next rows."""
+        index = index.combine_chunks()
+        self.examples += index.num_rows
+        recipes = pc.map_lookup(_column(index, "tags"), "recipe", "first")  # pyright: ignore
+        for name, values in (
+            ("split", _column(index, "split")),
+            ("recipe", recipes.drop_null()),
+            ("source", _column(index, "source_file")),
+        ):
+            for each in pc.value_counts(values).to_pylist():  # pyright: ignore
+                self._counts[name][each["values"]] += each["counts"]
+        self._add_lengths(index)
+
+    def _add_lengths(self, index: pa.Table) -> None:
+        tiers, lengths = _flat(index, "segment_tiers"), _flat(index, "segment_lengths")
+        responses = _flat(index, "response_lengths")
+        for place, tier in enumerate(TIERS):
+            self._add_bins(tier, lengths[tiers == place])
+        self._add_bins("response", responses)
+        prompts = _column(index, "prompt_length").to_numpy().astype(np.int64)
+        answers = _column(index, "response_lengths").value_lengths().to_numpy()
+        self._once += int(prompts.sum() + responses.sum())
+        self._sequences += int((prompts * answers).sum() + responses.sum())
+        starts = _column(index, "segment_tiers").offsets.to_numpy()[:-1]
+        system = tiers[starts] == _SYSTEM
+        user = tiers[starts + system] == _USER  # a query follows, so this is a segment too
+        meta = lengths[starts] * system + lengths[starts + system] * user
+        self._meta_prompts.append(_column(index, "meta_prompt").to_numpy())
+        self._meta_lengths.append(meta.astype(np.int32))
+
+    def _add_bins(self, tier: str, lengths: np.ndarray) -> None:
+        powers, counts = np.unique(np.ceil(np.log2(np.maximum(lengths, 1))), return_counts=True)
+        self._tokens[tier] += int(lengths.sum())
+        for power, count in zip(powers, counts, strict=True):
+            self._bins[tier][2 ** int(power)] += int(count)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Examples by split, recipe and source file."""
+        return {name: dict(counter) for name, counter in self._counts.items()}
+
+    def token_histogram(self) -> dict[str, dict[str, int]]:
+        """Tokens by tier: how many in all, and how many segments have at most 2^k tokens."""
+        return {
+            tier: {
+                "tokens": self._tokens[tier],
+                **{str(most): bins[most] for most in sorted(bins)},
+            }
+            for tier, bins in self._bins.items()
+        }
+
+    def shared_prefix(self) -> dict[str, float]:
+        """The share of all sequences' tokens that need not be computed again.
+
+        `responses`: since the responses to a prompt share it; `meta_prompt`: that, and since the
+        examples of one meta-prompt share their System Info and User Info.
+        """
+        hashes, lengths = map(np.concatenate, (self._meta_prompts, self._meta_lengths))
+        first = np.unique(hashes, return_index=True)[1]
+        repeated = int(lengths.sum(dtype=np.int64) - lengths[first].sum(dtype=np.int64))
+        saved = self._sequences - self._once
+        return {
+            "responses": saved / self._sequences,
+            "meta_prompt": (saved + repeated) / self._sequences,
+        }
+
+
+def _column(index: pa.Table, name: str) -> Any:
+    """A column as one array."""
+    column = index.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _flat(index: pa.Table, name: str) -> np.ndarray:
+    return _column(index, name).flatten().to_numpy().astype(np.int64)

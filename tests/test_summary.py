@@ -1,0 +1,56 @@
+"""What the manifest says of a store's examples, against numbers counted by hand."""
+
+import pytest
+
+from metaalign.data.summary import Summary
+from metaalign.data.tokenizer import train_tokenizer
+from metaalign.data.tokens import SegmentEncoder
+from metaalign.examples import Example, Response, Source, Turn
+from metaalign.template import Template
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    """Without merges: a byte is a token."""
+    return train_tokenizer([], 270)
+
+
+def example(user_info: str, query: str, *answers: str, **tags: str) -> Example:
+    return Example(
+        user_info=user_info,
+        turns=(Turn("user", query),),
+        responses=tuple(map(Response, answers)),
+        source=Source("a.jsonl", 0),
+        tags=tags,
+    )
+
+
+EXAMPLES = [
+    example("me", "abc", "x", "yz", recipe="priority"),
+    example("me", "d", "x", split="held_out"),
+    example("", "efgh", "x", "y"),
+]
+"""Prompts of 3 + 4 + 1, 3 + 2 + 1 and 5 + 1 tokens; answers of 2 + 3, 2 and 2 + 2."""
+
+
+@pytest.mark.parametrize("pieces", [[3], [1, 2], [1, 1, 1]])
+def test_tallies_are_the_same_in_any_pieces(template: Template, pieces: list[int]) -> None:
+    summary, rest = Summary(), iter(EXAMPLES)
+    for count in pieces:
+        encoded = SegmentEncoder(template).encode([next(rest) for _ in range(count)])
+        summary.add(encoded.index)
+    assert summary.examples == 3
+    assert summary.counts() == {
+        "split": {"train": 2, "held_out": 1},
+        "recipe": {"priority": 1},
+        "source": {"a.jsonl": 3},
+    }
+    assert summary.token_histogram() == {
+        "system_info": {"tokens": 0},
+        "user_info": {"tokens": 6, "4": 2},
+        "user_query": {"tokens": 11, "2": 1, "4": 1, "8": 1},
+        "response": {"tokens": 11, "2": 4, "4": 1},
+    }
+    # 8 + 2 and 8 + 3, 6 + 2, 6 + 2 and 6 + 2; two prompts stand again, of 8 and of 6 tokens, and
+    # the 3 of "me".
+    assert summary.shared_prefix() == {"responses": 14 / 45, "meta_prompt": 17 / 45}
