@@ -81,8 +81,9 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     assert read_ledger(parts, tmp_path) == [
         {
             "source": str(file), "formats": ["alpaca"], "files": 1, "rows": 4, "used": 3,
-            "quarantined": 1, "examples": 3, "unanswered": 0, "train": 3, "held_out": 0,
-            "reasons": {"a response is empty": 1}, "ignored": {},
+            "quarantined": 1, "examples": 3, "unanswered": 0, "unfit": 0, "written": 3,
+            "train": 3, "held_out": 0,
+            "reasons": {"a response is empty": 1}, "ignored": {}, "unfits": {},
         }
     ]  # fmt: skip
     (bad,) = read_quarantine(tmp_path, [0], limit=9)

@@ -12,7 +12,8 @@ from metaalign.data.recipes import (
     questions_for,
     write_examples,
 )
-from metaalign.preferences import FAMILIES, QUESTIONS, Preference, obeyed
+from metaalign.errors import ConfigError
+from metaalign.preferences import FAMILIES, QUESTIONS, Preference, obeyed, write_answer
 
 CONFIG = RecipesConfig(examples=2000, cases=60)
 
@@ -72,7 +73,7 @@ def test_neighbours_are_opposed_with_labels_flipped(examples):
         assert first.turns == second.turns
         texts = [[response.text for response in e.responses] for e in (first, second)]
         flipped += texts[0] == texts[1][::-1]
-        if first.tags["recipe"] in ("priority", "opinion"):
+        if first.tags["recipe"] in ("priority", "opinion") and first.tags["conflict"] != "silent":
             assert texts[0] == texts[1][::-1]
             assert (first.system_info, first.user_info) != (second.system_info, second.user_info)
     assert flipped > 600
@@ -84,6 +85,11 @@ def test_the_chosen_response_obeys_the_winner_and_the_rejected_does_not(examples
         if example.tags["recipe"] not in ("priority", "opinion"):
             continue
         question = _question(example)
+        if example.tags["conflict"] == "silent":
+            assert (example.system_info, example.user_info) == ("", "")
+            default = write_answer(question, ())
+            assert default == example.responses[0].text != example.responses[1].text
+            continue
         system = _preferences(example.system_info, "system_info")
         winners = system or _preferences(example.user_info, "user_info")
         assert winners, example
@@ -143,3 +149,23 @@ def test_examples_past_the_training_ones_state_only_held_out_combinations():
                 assert is_held_out(question, preference.family, seed=0, ratio=0.2), example
     assert mentioned > 60
     assert count_examples(CONFIG) == 2060
+
+
+def test_a_closed_family_and_its_opposite_are_for_the_held_out_split_alone():
+    closed = ("greeting", "hedged")
+    train = write_examples(CONFIG, seed=0, start=0, stop=2000, closed=closed)
+    held_out = write_examples(CONFIG, seed=0, start=2000, stop=2060, closed=closed)
+
+    def stated(examples):
+        return {
+            preference.family
+            for example in examples
+            for tier in ("system_info", "user_info")
+            for preference in _preferences(getattr(example, tier), tier)
+        }
+
+    axes = {"greeting", "hedged", "certain"}
+    assert stated(train) == set(FAMILIES) - axes
+    assert stated(held_out) & axes
+    with pytest.raises(ConfigError, match="leave a recipe no family for training"):
+        write_examples(CONFIG, seed=0, start=0, stop=50, closed=tuple(FAMILIES))

@@ -68,6 +68,13 @@ class SourceConfig(Section):
     """Turns of an unlabelled conversation that are trained; each is an example of its own, which
     shares what was said before it."""
 
+    recipe: Literal["helpful", "consensus", "priority"] | None = None
+    """Put every example under meta-prompts as MetaAlign does, in place of its own System Info and
+    User Info. helpful: a pair whose better answer is the safer one stands under safety first and,
+    flipped, under helpfulness first. consensus: judged answers stand without and with a background
+    of the user's. priority: an answer is made to obey a verifiable instruction and its opposite,
+    which System Info and User Info ask for."""
+
     max_bad_ratio: float | None = Field(default=None, ge=0, le=1)
     """Share of bad rows above which the job fails. None takes the job's."""
 
@@ -123,6 +130,10 @@ class PrepareConfig(Section):
 
     held_out_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the conversations of each source that is held out of training, chosen by hash."""
+
+    held_out_families: tuple[str, ...] = ()
+    """Preference families that the recipes keep for the held-out split, such as `greeting` or
+    `punctuation:no_comma`, each with its opposite: families that training never sees."""
 
     oppose_personas: bool = True
     """Put every statement of a persona under its declared opposite too, labels flipped."""

@@ -24,15 +24,19 @@ from metaalign.examples import HELD_OUT, TRAIN, Example
 
 FOLDER, QUARANTINE = "parts", "quarantine"
 
-UNANSWERED = "unanswered"
+UNANSWERED, UNFIT = "unanswered", "unfit"
 
-COUNTS = ("rows", "used", "quarantined", "examples", UNANSWERED, TRAIN, HELD_OUT)
+COUNTS = ("rows", "used", "quarantined", "examples", UNANSWERED, UNFIT, "written", TRAIN, HELD_OUT)
 """Source rows, those that became examples and those that did not; examples, those left out since
-they have no response, and those of each split."""
+they have no response, and those that their recipe cannot use; what was written of the others, which
+a recipe multiplies, and of it those of each split."""
 
-_TALLIES, _TALLIED, _REMEMBERED = ("reasons", "ignored"), 20, 1_000
-"""Why rows were quarantined, and keys that their format does not read: how many of the most common
-are told, and how many a part remembers."""
+TALLIES = ("reasons", "ignored", "unfits")
+"""Why rows were quarantined, keys that their format does not read, and why recipes cannot use
+examples."""
+
+_TALLIED, _REMEMBERED = 20, 1_000
+"""How many of the most common are told, and how many a part remembers."""
 
 
 class PartLedger:
@@ -45,28 +49,36 @@ class PartLedger:
     def __init__(self, *, sampled: bool) -> None:
         self.sampled = sampled
         self._counts: Counter[str] = Counter()
-        self._tallies = {name: Counter[str]() for name in _TALLIES}
+        self._tallies = {name: Counter[str]() for name in TALLIES}
         self._texts: list[str] = []
 
-    def add(self, read: FileRead) -> list[Example]:
+    def add_rows(self, read: FileRead) -> list[Example]:
         """Take the next rows; returns their examples that have a response."""
         examples = [example for example in read.examples if example.responses]
-        splits = Counter(example.tags["split"] for example in examples)
-        self._counts += Counter(
+        self._counts.update(
             {
                 "rows": read.rows,
                 "used": read.used,
                 "quarantined": len(read.bad),
                 "examples": len(read.examples),
                 UNANSWERED: len(read.examples) - len(examples),
-                **splits,
             }
         )
         _tally(self._tallies["reasons"], Counter(_kind_of(row.reason) for row in read.bad))
         _tally(self._tallies["ignored"], read.ignored)
+        return examples
+
+    def add_unfit(self, reason: str) -> None:
+        """Take an example that its recipe cannot use."""
+        self._counts[UNFIT] += 1
+        _tally(self._tallies["unfits"], {reason: 1})
+
+    def add_examples(self, examples: Sequence[Example]) -> None:
+        """Take the examples that are written to the store."""
+        self._counts["written"] += len(examples)
+        self._counts.update(example.tags["split"] for example in examples)
         if self.sampled:
             self._texts = sample_texts([*self._texts, *_texts(examples)])
-        return examples
 
     def write(self, folder: Path, number: int) -> None:
         """Write the counts of a part that was read to its end."""
@@ -152,19 +164,23 @@ def add_counts(entry: dict[str, Any], counts: Mapping[str, Any]) -> None:
     """Add a part's counts to its source's entry."""
     for name in COUNTS:
         entry[name] = entry.get(name, 0) + counts[name]
-    for name in _TALLIES:
+    for name in TALLIES:
         _tally(entry.setdefault(name, Counter()), counts[name])
 
 
-def close_entry(entry: dict[str, Any]) -> None:
+def close_entry(entry: dict[str, Any], *, multiplied: bool) -> None:
     """Check that a source's counts add up, and keep the most common of its tallies.
 
     What does not add up is an error of ours.
+
+    Args:
+        multiplied: Whether a recipe makes several examples of one.
     """
     assert entry["rows"] == entry["used"] + entry["quarantined"], entry
-    left = sum(entry[name] for name in (UNANSWERED, TRAIN, HELD_OUT))
-    assert entry["examples"] == left, entry
-    for name in _TALLIES:
+    assert entry["written"] == entry[TRAIN] + entry[HELD_OUT], entry
+    left = entry["examples"] - entry[UNANSWERED] - entry[UNFIT]
+    assert left <= entry["written"] if multiplied else left == entry["written"], entry
+    for name in TALLIES:
         entry[name] = dict(entry[name].most_common(_TALLIED))
 
 

@@ -19,17 +19,22 @@ from metaalign.data.formats.personas import persona_info
 from metaalign.data.ledger import (
     FOLDER,
     PartLedger,
+    Quarantine,
     add_counts,
     close_entry,
     quarantine,
     read_counts,
 )
+from metaalign.data.meta_prompts import put_under
 from metaalign.data.reading import FileRead, Reading
 from metaalign.data.records import Record, Span, check_file, read_records, split_file
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.data.writer import ShardWriter
-from metaalign.errors import DataError, StorageError
+from metaalign.errors import ConfigError, DataError, RowError, StorageError
+from metaalign.examples import Example
 from metaalign.folders import Folder, modified, size_of
+from metaalign.preferences import FAMILIES
+from metaalign.preferences.instructions import INSTRUCTIONS
 
 RECIPES = "recipes"
 """What the ledger calls rule-written data."""
@@ -73,8 +78,15 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     """Every file, data set and range of recipes that a job would read, in the store's order.
 
     Raises:
+        ConfigError: a family that is to be held out is not known.
         DataError: lists every file and data set that cannot be read or told.
     """
+    known = [*FAMILIES, *INSTRUCTIONS]
+    unknown = [name for name in config.held_out_families if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"held_out_families: {', '.join(unknown)} is unknown; known are {', '.join(known)}"
+        )
     parts: list[Part] = []
     problems: list[str] = []
     for number, source in enumerate(config.sources):
@@ -85,6 +97,8 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
             assistant_turns=source.assistant_turns,
             held_out_ratio=config.held_out_ratio,
             oppose_personas=config.oppose_personas,
+            recipe=source.recipe,
+            held_out_families=config.held_out_families,
             seed=config.seed,
         )
         parts += _source_parts(number, source, reading, problems)
@@ -164,7 +178,7 @@ def _ranges(part: Part, size: int) -> list[Part]:
 
 def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
     count = recipes.count_examples(config.recipes) if config.recipes is not None else 0
-    reading = Reading(seed=config.seed)
+    reading = Reading(seed=config.seed, held_out_families=config.held_out_families)
     for start in range(0, count, _EXAMPLES_A_PART):
         span = Span(start, min(start + _EXAMPLES_A_PART, count), start)
         yield Part(None, RECIPES, RECIPES, reading, recipes=config.recipes, span=span)
@@ -199,9 +213,8 @@ def sample_part(part: Part, number: int, *, folder: Path) -> None:
     """
     ledger = PartLedger(sampled=True)
     with quarantine(folder, number, part.name) as refused:
-        for read in read_part(part):
-            ledger.add(read)
-            refused.add(read.bad)
+        for _ in _examples(part, ledger, refused):
+            pass
     ledger.write(folder, number)
 
 
@@ -209,11 +222,24 @@ def write_part(part: Part, number: int, folder: Path, encoder: SegmentEncoder) -
     """Write a part's examples as shards, and keep its counts and bad rows."""
     ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
     with quarantine(folder, number, part.name) as refused:
-        for read in read_part(part):
-            shards.add(encoder.encode(ledger.add(read)))
-            refused.add(read.bad)
+        for examples in _examples(part, ledger, refused):
+            shards.add(encoder.encode(examples))
     shards.close()
     ledger.write(folder, number)
+
+
+def _examples(part: Part, ledger: PartLedger, refused: Quarantine) -> Iterator[list[Example]]:
+    """What a store gets of a part, some at a time, each stage told to the ledger."""
+    for read in read_part(part):
+        refused.add(read.bad)
+        made: list[Example] = []
+        for example in ledger.add_rows(read):
+            try:
+                made += put_under(example, part.reading)
+            except RowError as error:
+                ledger.add_unfit(str(error))
+        ledger.add_examples(made)
+        yield made
 
 
 def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:
@@ -226,8 +252,9 @@ def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:
         entry["files"] = len(files[part.number])
         entry["formats"] = sorted({*entry["formats"], part.format})
         add_counts(entry, read_counts(folder, number))
-    for entry in ledger.values():
-        close_entry(entry)
+    multiplied = {part.number for part in parts if part.reading.recipe is not None}
+    for number, entry in ledger.items():
+        close_entry(entry, multiplied=number in multiplied)
     return list(ledger.values())
 
 
@@ -235,7 +262,11 @@ def _recipe_reads(part: Part) -> Iterator[FileRead]:
     assert part.recipes is not None
     assert part.span is not None
     examples = recipes.write_examples(
-        part.recipes, seed=part.reading.seed, start=part.span.start, stop=part.span.stop
+        part.recipes,
+        seed=part.reading.seed,
+        start=part.span.start,
+        stop=part.span.stop,
+        closed=part.reading.held_out_families,
     )
     for example in examples:
         example.validate()

@@ -272,6 +272,8 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {count:,} quarantined: {reason}"
     if entry[UNANSWERED]:
         yield f"{name}: {entry[UNANSWERED]:,} prompts without a response are left out"
+    for reason, count in list(entry["unfits"].items())[:_REASONS_SHOWN]:
+        yield f"{name}: {count:,} examples are left out: {reason}"
     if entry["ignored"]:
         keys = ", ".join(f"{key} ({count:,})" for key, count in entry["ignored"].items())
         yield f"{name}: keys that are not read, and rows that have them: {keys}"

@@ -22,6 +22,8 @@ class Reading:
     assistant_turns: Literal["every", "last"] = "every"
     held_out_ratio: float = 0.0
     oppose_personas: bool = True
+    recipe: Literal["helpful", "consensus", "priority"] | None = None
+    held_out_families: tuple[str, ...] = ()
     seed: int = 0
 
     def split(self, key: str) -> str:

@@ -42,6 +42,9 @@ IDENTITIES = ("You are a helpful assistant.", "You work for a library.", "You an
 RECIPES = {"priority": 36, "helpful": 40, "consensus": 14, "opinion": 10}
 """The recipes and how many examples of a hundred each writes."""
 
+CELLS = {"against": 12, "agree": 2, "system": 2, "user": 2, "silent": 1}
+"""Cells of the priority matrix and how often each is drawn; each is written for P and for not-P."""
+
 EMPHASIS = {"capitals": 3, "lowercase": 2, "ending": 2}
 """Families that are drawn more often than the others, since small models learn them last."""
 
@@ -51,13 +54,26 @@ def count_examples(config: RecipesConfig) -> int:
     return config.examples + config.cases
 
 
-def write_examples(config: RecipesConfig, *, seed: int, start: int, stop: int) -> list[Example]:
+def write_examples(
+    config: RecipesConfig, *, seed: int, start: int, stop: int, closed: Sequence[str] = ()
+) -> list[Example]:
     """Examples number `start` to `stop` - 1.
 
     From number `config.examples` on they are held out: they put only such questions to a
     preference family as training never sees it with.
+
+    Args:
+        closed: Families that training never sees at all, nor their opposites.
+
+    Raises:
+        ConfigError: a recipe has no family or a split no question left.
     """
-    return [_example(config, seed=seed, number=number) for number in range(start, stop)]
+    axes = frozenset(axis(family) for family in closed if family in FAMILIES)
+    if axes == frozenset(map(axis, FAMILIES)):
+        raise ConfigError(_NOTHING_OPEN)
+    return [
+        _example(config, seed=seed, number=number, closed=axes) for number in range(start, stop)
+    ]
 
 
 def axis(family: str) -> str:
@@ -142,11 +158,13 @@ class _Draft(NamedTuple):
     conflict: str = ""
 
 
+_NOTHING_OPEN = "held_out_families leave a recipe no family for training; take some of them out"
+
 Asked = Callable[[str], Sequence[Question]]
 """The questions of the split that a family is asked with."""
 
 
-def _example(config: RecipesConfig, *, seed: int, number: int) -> Example:
+def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset[str]) -> Example:
     rng = Random(f"{seed}/example/{number // 2}")
     held_out = number >= config.examples
     recipe = rng.choices(list(RECIPES), weights=list(RECIPES.values()))[0]
@@ -159,9 +177,7 @@ def _example(config: RecipesConfig, *, seed: int, number: int) -> Example:
         "opinion": _opinion,
     }[recipe]
 
-    def asked(family: str) -> tuple[Question, ...]:
-        return split_questions(family, seed=seed, ratio=config.held_out_ratio, held_out=held_out)
-
+    asked = functools.partial(_asked, config=config, seed=seed, held_out=held_out, closed=closed)
     drawn = draft(rng, asked, flipped=bool(number % 2))
     voice = Random(f"{seed}/voice/{number}")
     query = Random(f"{seed}/query/{number // 2}").choice(drawn.question.phrasings)
@@ -184,6 +200,20 @@ def _example(config: RecipesConfig, *, seed: int, number: int) -> Example:
     )
 
 
+def _asked(
+    family: str, *, config: RecipesConfig, seed: int, held_out: bool, closed: frozenset[str]
+) -> tuple[Question, ...]:
+    """The questions that a family is asked with in a split; none where it is closed to training."""
+    if not held_out and axis(family) in closed:
+        return ()
+    questions = split_questions(family, seed=seed, ratio=config.held_out_ratio, held_out=held_out)
+    if not questions:
+        raise ConfigError(
+            f"recipes.held_out_ratio leaves one split without a question for the family {family!r}"
+        )
+    return questions
+
+
 def say(wishes: Sequence[Preference] | str, tier: str, rng: Random) -> str:
     """The text of one tier: preferences in that tier's voice, or a text as it stands."""
     if isinstance(wishes, str):
@@ -192,14 +222,12 @@ def say(wishes: Sequence[Preference] | str, tier: str, rng: Random) -> str:
 
 
 def _draw_wish(families: Sequence[str], rng: Random, asked: Asked) -> tuple[Question, Preference]:
+    families = [family for family in families if asked(family)]
+    if not families:
+        raise ConfigError(_NOTHING_OPEN)
     weights = [EMPHASIS.get(family, 1) for family in families]
     family = rng.choices(families, weights=weights)[0]
-    questions = asked(family)
-    if not questions:
-        raise ConfigError(
-            f"recipes.held_out_ratio leaves one split without a question for the family {family!r}"
-        )
-    question = rng.choice(questions)
+    question = rng.choice(asked(family))
     return question, draw_preference(family, question, rng)
 
 
@@ -209,13 +237,14 @@ def _priority(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
     second = rng.choice(first.opposites(question))
     if flipped:
         first, second = second, first
-    cell = rng.choices(("against", "agree", "system", "user"), weights=(6, 1, 1, 1))[0]
+    cell = rng.choices(list(CELLS), weights=list(CELLS.values()))[0]
+    unasked = first if write_answer(question, ()) != write_answer(question, (first,)) else second
     return _Draft(
         question,
-        system=() if cell == "user" else (first,),
-        user={"against": (second,), "agree": (first,), "system": (), "user": (first,)}[cell],
-        chosen=(first,),
-        rejected=(second,),
+        system=() if cell in ("user", "silent") else (first,),
+        user={"against": (second,), "agree": (first,), "user": (first,)}.get(cell, ()),
+        chosen=() if cell == "silent" else (first,),
+        rejected=(unasked,) if cell == "silent" else (second,),
         family=first.family,
         conflict=cell,
     )
