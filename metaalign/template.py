@@ -159,38 +159,32 @@ class Template:
                 raise TemplateError(f"plain text became a control token: {text!r}")
         return encoded
 
-    def assemble(
-        self, segments: Sequence[Segment], encoded: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
-        """Token ids of each segment: control token, text, and the end token after a response.
+    def opening(self, tier: str, *, first: bool) -> list[int]:
+        """What stands before a segment's text: the control token, and before it, where the segment
+        is the prompt's first, the token that begins a sequence."""
+        begin = [self.bos_id] if first and self.bos_id is not None else []
+        return [*begin, self.control_ids[tier]]
 
-        Args:
-            encoded: What `encode_texts` made of each segment's text.
-        """
-        assembled = []
-        for segment, ids in zip(segments, encoded, strict=True):
-            opened = [self.control_ids[segment.tier], *ids]
-            assembled.append(self.close(opened) if segment.tier == "response" else opened)
-        if assembled and self.bos_id is not None:
-            assembled[0].insert(0, self.bos_id)
-        return assembled
-
-    def close(self, ids: Sequence[int]) -> list[int]:
-        """A response's ids and the end token."""
-        return [*ids, self.eos_id]
+    def closing(self, tier: str) -> list[int]:
+        """What stands after a segment's text: after a response the end token, else nothing."""
+        return [self.eos_id] if tier == "response" else []
 
     def segment_ids(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Token ids of each segment; their sum is a prompt less its last control token."""
-        return self.assemble(segments, self.encode_texts([segment.text for segment in segments]))
+        encoded = self.encode_texts([segment.text for segment in segments])
+        return [
+            [*self.opening(segment.tier, first=not place), *ids, *self.closing(segment.tier)]
+            for place, (segment, ids) in enumerate(zip(segments, encoded, strict=True))
+        ]
 
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
         """Token ids of a whole prompt, up to the control token that opens the response."""
         ids = [id for segment in self.segment_ids(segments) for id in segment]
-        return [*ids, self.control_ids["response"]]
+        return [*ids, *self.opening("response", first=False)]
 
     def response_ids(self, text: str) -> list[int]:
         """Token ids that the model should answer: the text, then the end token."""
-        return self.close(self.encode_texts([text])[0])
+        return [*self.encode_texts([text])[0], *self.closing("response")]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a response: cut at the end token, control tokens dropped.

@@ -40,7 +40,7 @@ RECIPES = "recipes"
 """What the ledger calls rule-written data."""
 
 _EXAMPLES_A_PART = 2_500
-_PART_BYTES, _MOST_PARTS = 4 << 20, 1_000
+_PART_BYTES, _MOST_PARTS = 2 << 20, 1_000
 """A range of a file that can be split: at least so many bytes, or a thousandth of all files."""
 
 _ROWS_AT_ONCE = 250
@@ -213,7 +213,7 @@ def sample_part(part: Part, number: int, *, folder: Path) -> None:
     """
     ledger = PartLedger(sampled=True)
     with quarantine(folder, number, part.name) as refused:
-        for _ in _examples(part, ledger, refused):
+        for _ in part_examples(part, ledger, refused):
             pass
     ledger.write(folder, number)
 
@@ -222,13 +222,13 @@ def write_part(part: Part, number: int, folder: Path, encoder: SegmentEncoder) -
     """Write a part's examples as shards, and keep its counts and bad rows."""
     ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
     with quarantine(folder, number, part.name) as refused:
-        for examples in _examples(part, ledger, refused):
+        for examples in part_examples(part, ledger, refused):
             shards.add(encoder.encode(examples))
     shards.close()
     ledger.write(folder, number)
 
 
-def _examples(part: Part, ledger: PartLedger, refused: Quarantine) -> Iterator[list[Example]]:
+def part_examples(part: Part, ledger: PartLedger, refused: Quarantine) -> Iterator[list[Example]]:
     """What a store gets of a part, some at a time, each stage told to the ledger."""
     for read in read_part(part):
         refused.add(read.bad)

@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,10 +58,11 @@ from metaalign.tracking import Run
 ROOMS = ("examples.py", "template.py", "preferences", "data")
 """Where the code lies that decides what a store holds."""
 
+_SHOWN = ("rows", "used", "quarantined", "written", TRAIN, HELD_OUT)
+"""Counts of the printed ledger; what was left out on the way is told below it."""
+
 _BAD_ROWS_SHOWN = 3
 _REASONS_SHOWN = 5
-_RETRIES = 3
-"""Of a task whose worker died."""
 _CONSOLE = Console(markup=False, highlight=False)
 
 
@@ -167,17 +169,35 @@ def _build(
 
 def _for_each(parts: Sequence[Part], task: Callable[[Part, int], None]) -> None:
     """Run a task for every part, on all of the cluster."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = _CONSOLE.is_terminal  # in a log they are a page of repeats
-    context.print_on_execution_start = False
-    numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
     run = functools.partial(_run, parts=ray.put(tuple(parts)), task=task)
-    done = numbers.map_batches(run, batch_size=1, max_retries=_RETRIES).take_all()
+    with _data_context():
+        numbers = ray.data.from_items([*range(len(parts))], override_num_blocks=len(parts))
+        done = numbers.map_batches(run, batch_size=1).take_all()
     assert len(done) == len(parts), (len(done), len(parts))
 
 
+@contextmanager
+def _data_context() -> Iterator[None]:
+    """Ray Data's settings for one stage that has the cluster for itself."""
+    context = ray.data.DataContext.get_current()
+    settings = {
+        "enable_progress_bars": _CONSOLE.is_terminal,  # in a log they are a page of repeats
+        "print_on_execution_start": False,
+        # Else it starts one task, and more only when it knows what one gives: half of two cores.
+        "op_resource_reservation_enabled": False,
+    }
+    before = {name: getattr(context, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
 def _run(batch: Any, *, parts: ray.ObjectRef, task: Callable[[Part, int], None]) -> Any:
-    (number,) = map(int, batch["id"])
+    (number,) = map(int, batch["item"])
     task(_parts(parts)[number], number)
     return batch
 
@@ -253,10 +273,10 @@ def _refuse_source(
 def _table(store: TokenStore) -> Table:
     table = Table(title=f"{store.path}: {len(store)} examples")
     table.add_column("source", overflow="fold")
-    for name in COUNTS:
-        table.add_column(name.replace("_", " "), justify="right")
+    for name in _SHOWN:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for entry in store.manifest["ledger"]:
-        table.add_row(_short(entry["source"]), *(f"{entry[name]:,}" for name in COUNTS))
+        table.add_row(_short(entry["source"]), *(f"{entry[name]:,}" for name in _SHOWN))
     histogram = store.manifest["token_histogram"]
     tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
     told = [line for entry in store.manifest["ledger"] for line in _left_out(entry)]

@@ -4,7 +4,8 @@ Knows the template and the record; writes no file. Dimensions: N = examples, K =
 """
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,9 +77,14 @@ class SegmentEncoder:
 
     def __init__(self, template: Template) -> None:
         self.template = template
-        self._ids: dict[str, list[int]] = {}
-        self._older: dict[str, list[int]] = {}
+        self._ids: dict[str, bytes] = {}
+        self._older: dict[str, bytes] = {}
         self._characters = 0
+        self._openings = [
+            {tier: _packed(template.opening(tier, first=first)) for tier in TIERS}
+            for first in (False, True)
+        ]
+        self._closings = {tier: _packed(template.closing(tier)) for tier in TIERS}
 
     def encode(self, examples: Sequence[Example]) -> Encoded:
         """Token ids and index rows of valid examples, in their order."""
@@ -87,14 +93,18 @@ class SegmentEncoder:
             *(segment.text for prompt in prompts for segment in prompt),
             *(response.text for example in examples for response in example.responses),
         )
-        tokens: list[int] = []
         columns = {name: [] for name in ENCODED_SCHEMA.names}
+        runs: list[bytes] = []
+        offset = 0
         for example, prompt in zip(examples, prompts, strict=True):
-            for name, value in self._row(example, prompt, tokens).items():
+            row = self._row(example, prompt, runs)
+            for name, value in row.items():
                 columns[name].append(value)
+            columns["offset"].append(offset)
+            offset += row["prompt_length"] + sum(row["response_lengths"])
         arrays = [pa.array(columns[field.name], field.type) for field in ENCODED_SCHEMA]
         index = pa.Table.from_arrays(arrays, schema=ENCODED_SCHEMA)
-        return Encoded(tokens=np.array(tokens, dtype=np.int32), index=index)
+        return Encoded(tokens=np.frombuffer(b"".join(runs), dtype=np.int32), index=index)
 
     def _remember(self, *texts: str) -> None:
         """Have the ids of all these texts; a text that is not met again is forgotten some day."""
@@ -103,27 +113,32 @@ class SegmentEncoder:
         wanted = [text for text in dict.fromkeys(texts) if text not in self._ids]
         new = [text for text in wanted if text not in self._older]
         self._ids.update((text, self._older[text]) for text in wanted if text in self._older)
-        self._ids.update(zip(new, self.template.encode_texts(new), strict=True))
+        self._ids.update(zip(new, map(_packed, self.template.encode_texts(new)), strict=True))
         self._characters += sum(map(len, wanted))
 
-    def _row(self, example: Example, prompt: list[Segment], tokens: list[int]) -> dict:
-        offset = len(tokens)
-        parts = self.template.assemble(prompt, [self._ids[segment.text] for segment in prompt])
-        for part in parts:
-            tokens += part
-        tokens.append(self.template.control_ids["response"])
-        prompt_length = len(tokens) - offset
+    def _row(self, example: Example, prompt: list[Segment], runs: list[bytes]) -> dict:
+        """An example's row of the index, but for its offset; its tokens go to `runs`."""
         lengths = []
-        for response in example.responses:
-            answer = self.template.close(self._ids[response.text])
-            tokens += answer
-            lengths.append(len(answer))
+        for place, segment in enumerate(prompt):
+            own = (
+                self._openings[not place][segment.tier],
+                self._ids[segment.text],
+                self._closings[segment.tier],
+            )
+            runs += own
+            lengths.append(_length(own))
+        opening = self._openings[False]["response"]
+        runs.append(opening)
+        answers = [
+            (self._ids[response.text], self._closings["response"]) for response in example.responses
+        ]
+        for answer in answers:
+            runs += answer
         return {
-            "offset": offset,
-            "prompt_length": prompt_length,
+            "prompt_length": sum(lengths) + _length([opening]),
             "segment_tiers": [TIERS.index(segment.tier) for segment in prompt],
-            "segment_lengths": [len(part) for part in parts],
-            "response_lengths": lengths,
+            "segment_lengths": lengths,
+            "response_lengths": [_length(answer) for answer in answers],
             **_judgements(example),
             "meta_prompt": stable_hash(example.system_info, example.user_info),
             "conversation": stable_hash(example.conversation or example.turns[0].text),
@@ -132,6 +147,16 @@ class SegmentEncoder:
             "source_file": example.source.file,
             "source_row": example.source.row,
         }
+
+
+def _packed(ids: Sequence[int]) -> bytes:
+    """Token ids as they lie in a shard."""
+    return array("i", ids).tobytes()
+
+
+def _length(runs: Iterable[bytes]) -> int:
+    """Tokens of packed runs."""
+    return sum(map(len, runs)) // 4
 
 
 def _segments(example: Example) -> list[Segment]:
