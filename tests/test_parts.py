@@ -13,8 +13,8 @@ from metaalign.data.parts import (
     plan_parts,
     read_ledger,
     read_part,
-    sample_part,
     split_parts,
+    survey_part,
     write_part,
 )
 from metaalign.data.tokenizer import train_tokenizer
@@ -74,15 +74,15 @@ def test_every_file_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
 def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [*alpaca(3), {"instruction": "a", "output": ""}])
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0))
-    sample_part(parts[0], 0, folder=tmp_path)
+    survey_part(parts[0], 0, folder=tmp_path)
     assert set(read_sample(tmp_path, 1)) == {
         f"{text} {i}{end}" for i in range(3) for text, end in (("Question", "?"), ("Answer", "."))
     }
     assert read_ledger(parts, tmp_path) == [
         {
             "source": str(file), "formats": ["alpaca"], "files": 1, "rows": 4, "used": 3,
-            "quarantined": 1, "examples": 3, "unanswered": 0, "unfit": 0, "written": 3,
-            "train": 3, "held_out": 0,
+            "quarantined": 1, "examples": 3, "unanswered": 0, "duplicates": 0,
+            "unfit": 0, "written": 3, "train": 3, "held_out": 0,
             "reasons": {"a response is empty": 1}, "ignored": {}, "unfits": {},
         }
     ]  # fmt: skip
@@ -90,14 +90,14 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
     assert (bad.file, bad.row, bad.reason) == (str(file), 3, "a response is empty")
     assert read_quarantine(tmp_path, [1], limit=9) == []
     # a task that is run twice writes the same files twice
-    sample_part(parts[0], 0, folder=tmp_path)
+    survey_part(parts[0], 0, folder=tmp_path)
     assert len(read_quarantine(tmp_path, [0], limit=9)) == 1
 
 
 def test_the_tokenizer_never_sees_the_held_out_split(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", alpaca(60))
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0.5))
-    sample_part(parts[0], 0, folder=tmp_path)
+    survey_part(parts[0], 0, folder=tmp_path)
     sample = set(read_sample(tmp_path, 1))
     examples = [example for read in read_part(parts[0]) for example in read.examples]
     held = [example for example in examples if example.tags["split"] == "held_out"]
@@ -159,7 +159,7 @@ def test_a_ledger_can_be_written_whatever_keys_rows_have_and_names_the_most_comm
     rows = [{"instruction": "a", "output": "b", "\ud800": 1, f"key {i}": 1} for i in range(30)]
     file = write(tmp_path / "rows.jsonl", rows)
     parts = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
-    sample_part(parts[0], 0, folder=tmp_path)
+    survey_part(parts[0], 0, folder=tmp_path)
     (entry,) = read_ledger(parts, tmp_path)
     assert json.dumps(entry, ensure_ascii=False).encode("utf-8")
     assert len(entry["ignored"]) == 20

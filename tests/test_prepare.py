@@ -127,6 +127,23 @@ def test_an_empty_held_out_split_is_an_error_where_one_was_asked_for(tmp_path: P
         prepare_store(config_of(tmp_path, sources=[{"path": str(file)}], held_out_ratio=0.999))
 
 
+def test_training_rows_that_repeat_held_out_ones_are_left_out_and_counted(tmp_path: Path) -> None:
+    def row(query: str, split: str) -> dict[str, Any]:
+        turns = [{"role": "user", "text": query}]
+        return {**PAIR, "turns": turns, "tags": {"split": split}}
+
+    asked = [f"What is the name of the river that flows through city number {i}" for i in range(9)]
+    rows = [row(each, "held_out") for each in asked[:2]] + [row(each, "train") for each in asked]
+    rows += [row(f"{asked[0]}?", "train"), row(asked[1].upper(), "train")]
+    file = write(tmp_path / "rows.jsonl", rows)
+    config = config_of(tmp_path, sources=[{"path": str(file)}], near_duplicates=0.95)
+    store = prepare_store(config)
+    (entry,) = store.manifest["ledger"]
+    counts = {name: entry[name] for name in ("examples", "duplicates", "train", "held_out")}
+    assert counts == {"examples": 13, "duplicates": 4, "train": 7, "held_out": 2}
+    assert store.columns.source_row.tolist() == [0, 1, *range(4, 11)]
+
+
 def test_another_folder_is_not_overwritten(tmp_path: Path, mixed: list[dict[str, str]]) -> None:
     (tmp_path / "store").mkdir()
     with pytest.raises(DataError, match="holds no token store; remove it, or give another"):

@@ -135,6 +135,11 @@ class PrepareConfig(Section):
     """Preference families that the recipes keep for the held-out split, such as `greeting` or
     `punctuation:no_comma`, each with its opposite: families that training never sees."""
 
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Similarity of what users say, from which an example of the sources counts as a near-duplicate
+    of a held-out one and is left out of training; 0.8 is usual. None leaves all of them in.
+    Rule-written data is split by what it asks and prefers, and is not looked at."""
+
     oppose_personas: bool = True
     """Put every statement of a persona under its declared opposite too, labels flipped."""
 

@@ -24,12 +24,13 @@ from metaalign.examples import HELD_OUT, TRAIN, Example
 
 FOLDER, QUARANTINE = "parts", "quarantine"
 
-UNANSWERED, UNFIT = "unanswered", "unfit"
+UNANSWERED, DUPLICATES, UNFIT = "unanswered", "duplicates", "unfit"
+LEFT_OUT = (UNANSWERED, DUPLICATES, UNFIT)
 
-COUNTS = ("rows", "used", "quarantined", "examples", UNANSWERED, UNFIT, "written", TRAIN, HELD_OUT)
+COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT)
 """Source rows, those that became examples and those that did not; examples, those left out since
-they have no response, and those that their recipe cannot use; what was written of the others, which
-a recipe multiplies, and of it those of each split."""
+they have no response, since they all but repeat a held-out one, and since their recipe cannot use
+them; what was written of the others, which a recipe multiplies, and of it those of each split."""
 
 TALLIES = ("reasons", "ignored", "unfits")
 """Why rows were quarantined, keys that their format does not read, and why recipes cannot use
@@ -67,6 +68,10 @@ class PartLedger:
         _tally(self._tallies["reasons"], Counter(_kind_of(row.reason) for row in read.bad))
         _tally(self._tallies["ignored"], read.ignored)
         return examples
+
+    def add_duplicate(self) -> None:
+        """Take an example that all but repeats a held-out one."""
+        self._counts[DUPLICATES] += 1
 
     def add_unfit(self, reason: str) -> None:
         """Take an example that its recipe cannot use."""
@@ -178,7 +183,7 @@ def close_entry(entry: dict[str, Any], *, multiplied: bool) -> None:
     """
     assert entry["rows"] == entry["used"] + entry["quarantined"], entry
     assert entry["written"] == entry[TRAIN] + entry[HELD_OUT], entry
-    left = entry["examples"] - entry[UNANSWERED] - entry[UNFIT]
+    left = entry["examples"] - sum(entry[name] for name in LEFT_OUT)
     assert left <= entry["written"] if multiplied else left == entry["written"], entry
     for name in TALLIES:
         entry[name] = dict(entry[name].most_common(_TALLIED))

@@ -4,7 +4,7 @@ Plain functions, no Ray. Which parts there are depends on settings and files alo
 cluster, and a part is read a few hundred rows at a time, however long it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig, RecipesConfig, SourceConfig
 from metaalign.data import hub, recipes
+from metaalign.data.duplicates import HeldOutSignatures, NearHeldOut
 from metaalign.data.files import file_fingerprint, find_files
 from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.formats.personas import persona_info
@@ -204,36 +205,71 @@ def read_part(part: Part) -> Iterator[FileRead]:
         yield read_rows(rows, part.name, part.format, part.reading)
 
 
-def sample_part(part: Part, number: int, *, folder: Path) -> None:
-    """Keep a part's counts, its bad rows and a sample of its text.
+def survey_part(part: Part, number: int, *, folder: Path) -> None:
+    """Keep a part's counts, bad rows, a sample of its text, and its held-out signatures.
 
     Args:
         number: The part's place in the store's order.
         folder: That the store is built in.
     """
-    ledger = PartLedger(sampled=True)
+    ledger, signatures = PartLedger(sampled=True), HeldOutSignatures()
     with quarantine(folder, number, part.name) as refused:
-        for _ in part_examples(part, ledger, refused):
+        for _ in part_examples(part, ledger, refused, signatures.take):
             pass
     ledger.write(folder, number)
+    signatures.write(signatures_of(folder, number))
 
 
-def write_part(part: Part, number: int, folder: Path, encoder: SegmentEncoder) -> None:
-    """Write a part's examples as shards, and keep its counts and bad rows."""
+def signatures_of(folder: Path, number: int) -> Path:
+    """Where a part's signatures are kept."""
+    return folder / FOLDER / f"{number:06d}.npy"
+
+
+def write_part(
+    part: Part,
+    number: int,
+    folder: Path,
+    encoder: SegmentEncoder,
+    near: NearHeldOut | None = None,
+) -> None:
+    """Write a part's examples as shards, and keep its counts and bad rows.
+
+    Args:
+        near: Tells near-duplicates of held-out examples, which are left out.
+    """
     ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
+    keeps = None if near is None else near.keeps
     with quarantine(folder, number, part.name) as refused:
-        for examples in part_examples(part, ledger, refused):
+        for examples in part_examples(part, ledger, refused, keeps):
             shards.add(encoder.encode(examples))
     shards.close()
     ledger.write(folder, number)
 
 
-def part_examples(part: Part, ledger: PartLedger, refused: Quarantine) -> Iterator[list[Example]]:
-    """What a store gets of a part, some at a time, each stage told to the ledger."""
+def _keeps_all(_: Example) -> bool:
+    return True
+
+
+def part_examples(
+    part: Part,
+    ledger: PartLedger,
+    refused: Quarantine,
+    keeps: Callable[[Example], bool] | None = None,
+) -> Iterator[list[Example]]:
+    """What a store gets of a part, some at a time, each stage told to the ledger.
+
+    Args:
+        keeps: Whether an example of a source is no near-duplicate.
+    """
+    if keeps is None or part.recipes is not None:
+        keeps = _keeps_all
     for read in read_part(part):
         refused.add(read.bad)
         made: list[Example] = []
         for example in ledger.add_rows(read):
+            if not keeps(example):
+                ledger.add_duplicate()
+                continue
             try:
                 made += put_under(example, part.reading)
             except RowError as error:

@@ -1,6 +1,7 @@
 """The prepare job: files and recipes in, token store out. The Ray Data graph over this room.
 
-    parts --read--> sample of text --> a tokenizer      (only where one is to be trained)
+    parts --survey--> a sample of text --> a tokenizer, where one is to be trained
+                      signatures of held-out prompts --> which training examples repeat them
     parts --read, encode--> shards, their pieces of the index, counts, quarantine
 
 A part is a range of a file or of rule-written examples. Its task reads and writes a few hundred
@@ -28,9 +29,11 @@ from rich.table import Table
 
 from metaalign.config import PrepareConfig, resolve
 from metaalign.data.cases import write_cases
+from metaalign.data.duplicates import NearHeldOut
 from metaalign.data.files import code_fingerprint
 from metaalign.data.ledger import (
     COUNTS,
+    DUPLICATES,
     FOLDER,
     QUARANTINE,
     UNANSWERED,
@@ -42,8 +45,9 @@ from metaalign.data.parts import (
     Part,
     plan_parts,
     read_ledger,
-    sample_part,
+    signatures_of,
     split_parts,
+    survey_part,
     write_part,
 )
 from metaalign.data.store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
@@ -154,14 +158,20 @@ def _build(
         lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     parts = split_parts(parts, folder)
-    if template is None:
-        _CONSOLE.print(f"reading {len(parts)} parts, to train a tokenizer on their text")
-        _for_each(parts, functools.partial(sample_part, folder=folder))
+    near = None
+    if template is None or config.near_duplicates is not None:
+        _CONSOLE.print(f"surveying {len(parts)} parts")
+        _for_each(parts, functools.partial(survey_part, folder=folder))
         _check_ledger(config, parts, writer)
+    if config.near_duplicates is not None:
+        files = [signatures_of(folder, number) for number in range(len(parts))]
+        near = NearHeldOut(files, config.near_duplicates)
+    if template is None:
         sample = read_sample(folder, len(parts))
         template = train_tokenizer(sample, config.tokenizer.vocabulary_size)
     _CONSOLE.print(f"writing {len(parts)} parts as token ids")
-    _for_each(parts, functools.partial(_write, folder=folder, template=ray.put(template)))
+    tools = ray.put((template, near))
+    _for_each(parts, functools.partial(_write, folder=folder, tools=tools))
     ledger = _check_ledger(config, parts, writer)
     shutil.rmtree(folder / FOLDER)
     return writer.finish(template, fingerprint=fingerprint, ledger=ledger)
@@ -207,17 +217,18 @@ def _parts(parts: ray.ObjectRef) -> Sequence[Part]:
     return ray.get(parts)
 
 
-def _write(part: Part, number: int, *, folder: Path, template: ray.ObjectRef) -> None:
-    write_part(part, number, folder, _encoder(template))
+def _write(part: Part, number: int, *, folder: Path, tools: ray.ObjectRef) -> None:
+    write_part(part, number, folder, *_tools(tools))
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(template: ray.ObjectRef) -> SegmentEncoder:
-    """One a worker process, so that its tasks share the segments that they have encoded."""
+def _tools(tools: ray.ObjectRef) -> tuple[SegmentEncoder, NearHeldOut | None]:
+    """One set a worker process, so that its tasks share the segments that they have encoded."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for every core already
-    encoder = SegmentEncoder(ray.get(template))
+    template, near = ray.get(tools)
+    encoder = SegmentEncoder(template)
     gc.freeze()  # what was imported stays: collecting garbage need not walk it again and again
-    return encoder
+    return encoder, near
 
 
 def _check_ledger(
@@ -292,6 +303,8 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {count:,} quarantined: {reason}"
     if entry[UNANSWERED]:
         yield f"{name}: {entry[UNANSWERED]:,} prompts without a response are left out"
+    if entry[DUPLICATES]:
+        yield f"{name}: {entry[DUPLICATES]:,} near-duplicates of held-out examples are left out"
     for reason, count in list(entry["unfits"].items())[:_REASONS_SHOWN]:
         yield f"{name}: {count:,} examples are left out: {reason}"
     if entry["ignored"]:
