@@ -16,6 +16,7 @@ ROOMS = (
     "examples",
     "preferences",
     "template",
+    "wire",
     "tracking",
     "upstream",
     "data",

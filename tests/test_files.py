@@ -136,6 +136,12 @@ def test_what_matches_nothing_is_told(tmp_path: Path) -> None:
         find_files(str(tmp_path))
 
 
+def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    for end in ("", "*"):
+        with pytest.raises(DataError, match=r"xx[*]?' (cannot be looked up: File|matches no file)"):
+            find_files(f"{tmp_path}/{'x' * 300}{end}")
+
+
 def test_a_split_depends_on_the_key_and_the_seed_and_holds_out_the_share() -> None:
     reading, other = Reading(held_out_ratio=0.25), Reading(held_out_ratio=0.25, seed=1)
     splits = [reading.split(f"key {i}") for i in range(4000)]

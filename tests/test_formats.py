@@ -188,6 +188,12 @@ def test_metaalign_rows_carry_everything_an_example_has(tmp_path: Path) -> None:
     )
 
 
+def test_a_null_tag_and_digits_are_read_as_a_file_of_columns_holds_them(tmp_path: Path) -> None:
+    change = {"tags": {"recipe": None, "split": "train"}, "weight": "2.5"}
+    example = only(read(tmp_path, "metaalign", {**FULL, **change}))
+    assert (example.tags, example.weight) == ({"split": "train"}, 2.5)
+
+
 def test_what_to_row_writes_is_read_back(tmp_path: Path) -> None:
     example = only(read(tmp_path, "metaalign", FULL))
     again = only(read(tmp_path, "metaalign", example.to_row()))
@@ -286,7 +292,8 @@ def test_an_unknown_format_names_its_keys_and_the_nearest_one(tmp_path: Path) ->
     )
     with pytest.raises(DataError, match="have the keys xyz; known are metaalign: responses, turns"):
         told(write(tmp_path, {"xyz": 1}))
-    with pytest.raises(DataError, match="none of its first rows is an object with keys"):
+    first = r"none of its first rows is an object with keys; row 0: expected a JSON object, got int"
+    with pytest.raises(DataError, match=first):
         told(write(tmp_path, 1, 2))
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig
-from metaalign.data.hub import fingerprint, load, name_of
+from metaalign.data.hub import fingerprint, load, name_of, told
 from metaalign.data.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
 
@@ -76,6 +77,24 @@ def test_a_split_that_is_not_there_is_told(tmp_path: Path) -> None:
         load(DatasetConfig(name=saved(tmp_path, splits=True), split="dev"))
     with pytest.raises(DataError, match=r"Unknown split"):
         load(DatasetConfig(name=folder_of_files(tmp_path), split="dev"))
+
+
+def test_a_data_set_that_is_a_script_is_told(tmp_path: Path) -> None:
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "talks.py").write_text("import datasets\n")
+    with pytest.raises(DataError, match=r"talks': Dataset scripts are no longer supported"):
+        load(DatasetConfig(name=str(tmp_path / "talks")))
+
+
+@pytest.mark.parametrize("place", [0, 150])
+@pytest.mark.parametrize("column", ["text", "when"])
+def test_a_value_that_cannot_be_read_is_told(tmp_path: Path, place: int, column: str) -> None:
+    texts, days = [b"a"] * 200, [1] * 200
+    texts[place], days[place] = b"\xff", 2**31 - 1
+    values = pa.array(texts).view(pa.string()) if column == "text" else pa.array(days, pa.date32())
+    datasets.Dataset(pa.table({column: values})).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"a value (of the column .*)?cannot be read: "):
+        told(DatasetConfig(name=str(tmp_path / "saved")))
 
 
 def test_a_data_set_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -51,12 +51,6 @@ def said_by(meta_prompt: str, tier: str) -> list[Wish]:
     ]
 
 
-def test_without_a_recipe_an_example_stays_as_it_is() -> None:
-    assert made("helpful", *PAIR, count=0) == []
-    one = example(0, *PAIR)
-    assert put_under(one, Reading()) == [one]
-
-
 def test_safety_first_and_helpfulness_first_flip_a_pair() -> None:
     tiers = Counter()
     for safe, helpful in made("helpful", *PAIR):

@@ -51,6 +51,19 @@ def test_no_statement_is_dropped_where_one_side_is_shorter(tmp_path: Path) -> No
     assert {example.user_info for example in result.examples} == {"I am risk-averse."}
 
 
+def test_what_is_not_read_of_a_statement_is_counted(tmp_path: Path) -> None:
+    rows = [{**row, "question": "Would you?", "note": None} for row in ROWS]
+    assert read(tmp_path, "risk-averse", *rows).ignored == {"question": 3}
+
+
+def test_statements_are_judged_by_preference_alone(tmp_path: Path) -> None:
+    assert len(read(tmp_path, "risk-averse", *ROWS, order_by="preference").examples) == 2
+    result = read(tmp_path, "risk-averse", *ROWS, order_by="wit")
+    assert {bad.reason for bad in result.bad} == {
+        "order_by 'wit' is not among its objectives ['preference']"
+    }
+
+
 def test_without_opposing_each_pair_stands_once(tmp_path: Path) -> None:
     result = read(tmp_path, "politically-liberal", *ROWS, oppose_personas=False)
     assert [example.user_info for example in result.examples] == [LIBERAL, LIBERAL]

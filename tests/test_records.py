@@ -97,6 +97,36 @@ def test_a_parquet_text_that_is_not_utf8_refuses_its_row_alone(tmp_path: Path) -
     assert result.bad[0].reason.startswith("a value cannot be read")
 
 
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([1, 2**31 - 1, 3], pa.date32()), pa.array([1, 2**63 - 1, 3], pa.duration("s"))],
+    ids=["date", "duration"],
+)
+def test_a_parquet_value_out_of_range_refuses_its_row_alone(
+    tmp_path: Path, column: pa.Array
+) -> None:
+    table = pa.table({"instruction": ["a"] * 3, "output": ["x", "y", "z"], "when": column})
+    pq.write_table(table, tmp_path / "rows")
+    result = read_rows(read_records(tmp_path / "rows"), "rows", "alpaca", Reading())
+    assert [example.source.row for example in result.examples] == [0, 2]
+    assert result.bad[0].reason.startswith("a value cannot be read")
+
+
+def test_two_parquet_columns_of_one_name_are_one_error(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    pq.write_table(pa.table([["x"], ["y"], ["z"]], names=["a", "b", "a"]), file)
+    for read in (check_file, lambda file: list(read_records(file))):
+        with pytest.raises(DataError, match=r"rows: the file names the columns 'a' twice"):
+            read(file)
+
+
+def test_a_parquet_file_without_rows_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    pq.write_table(pa.table({"instruction": pa.array([], pa.string())}), file)
+    with pytest.raises(DataError, match="rows: the file has no rows"):
+        detect_format(read_records(file), "rows")
+
+
 def test_a_truncated_parquet_file_is_one_error(tmp_path: Path) -> None:
     for read in (check_file, lambda file: list(read_records(file))):
         with pytest.raises(DataError, match=r"rows: the file cannot be read to its end"):

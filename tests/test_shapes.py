@@ -1,4 +1,4 @@
-"""Shapes of rows: golden examples of each, what a label or a rating means, what is refused."""
+"""Shapes of rows: golden examples of each, how one is told, what is refused or not read of it."""
 
 import json
 from collections import Counter
@@ -9,25 +9,14 @@ import pytest
 
 from metaalign.config.prepare import SourceConfig
 from metaalign.data.formats import SHAPES, detect_format, read_rows
-from metaalign.data.reading import FileRead, Reading
+from metaalign.data.reading import Reading
 from metaalign.data.records import Record, read_records
 from metaalign.errors import DataError
+from tests.rows import ASKED, OTHER, TALK, message, read, reason
 
 GOLDEN = Path(__file__).parent / "golden" / "formats"
-
-
-def read(format: str, *rows: Any, **reading: Any) -> FileRead:
-    records = [Record(number, row) for number, row in enumerate(rows)]
-    return read_rows(records, "rows.jsonl", format, Reading(**reading))
-
-
-def reason(format: str, row: Any, **reading: Any) -> str:
-    (bad,) = read(format, row, **reading).bad
-    return bad.reason
-
-
-def message(role: str, content: Any, **more: Any) -> dict[str, Any]:
-    return {"role": role, "content": content, **more}
+HELPSTEER = {"prompt": "Hi", "response": "a", "helpfulness": 4, "correctness": 3, "coherence": 4,
+             "complexity": 1, "verbosity": "2"}  # fmt: skip
 
 
 def test_every_format_but_the_personas_has_golden_rows_and_can_be_asked_for() -> None:
@@ -75,55 +64,26 @@ def test_golden_rows_become_these_examples_and_tell_their_format(file: Path) -> 
          "several objectives and no overall score; give order_by one of ['x', 'y']"),
         ("rated", {"prompt": "Hi", "completions": [
             {"text": "a", "annotations": {"x": {"Rating": "high"}}}]},
-         "x: expected a rating, got 'high'"),
+         "x: expected a finite number, got 'high'"),
         ("truthfulqa", {"Question": "Q", "Best Answer": "Yes.", "Correct Answers": "",
                         "Incorrect Answers": "no; yes"},
          "the answer 'yes' is called both correct and incorrect"),
+        ("rated", {"prompt": "Hi", "completions": [
+            {"text": "a", "score": None, "annotations": {"x": None}},
+            {"text": "b", "score": "N/A"}]},
+         "several answers without scores or ranks have no order"),
+        ("rated", {"prompt": "Hi", "completions": [{"text": "a", "score": 1},
+                                                   {"text": "a", "score": 2}]},
+         "the answer 'a' stands twice with different scores"),
+        ("rated", {"prompt": "Hi", "completions": [{"text": "a", "score": 1}], "scores": [2]},
+         "scores and the answers themselves both hold scores; keep one of them"),
+        ("completion", {"prompt": "Hi", "response": None, "helpfulness": 4}, "response is missing"),
+        ("completion", {"prompt": "Hi", "completion": "a", "label": 0.5},
+         "label must be true, false or null, got 0.5"),
     ],
 )  # fmt: skip
 def test_a_row_that_leaves_its_meaning_open_is_refused(format: str, row: Any, why: str) -> None:
     assert reason(format, row) == why
-
-
-def ranked(*labels: int) -> dict[str, Any]:
-    answers = {f"prediction {n}": f"answer {n}" for n in range(1, 5)}
-    return {"question": "Q", "preference": list(labels), "feedback": {}, **answers}
-
-
-def test_labels_of_pairs_become_the_ranking_that_reproduces_them() -> None:
-    # 1 beats all, 2 ties with 3, both beat 4.
-    (example,) = read("fine_grained", ranked(1, 1, 1, 0, 1, 1)).examples
-    assert example.order_scores() == [3.0, 1.0, 1.0, 0.0]
-    # 4 beats all, 1 beats 2, 3; 3 beats 2.
-    (example,) = read("fine_grained", ranked(1, 1, 2, 2, 2, 2)).examples
-    assert example.order_scores() == [2.0, 0.0, 1.0, 3.0]
-
-
-@pytest.mark.parametrize("labels", [(1, 2, 1, 1, 1, 1), (0, 1, 0, 0, 0, 0), (0, 0, 1, 0, 1, 0)])
-def test_labels_that_no_ranking_reproduces_are_intransitive(labels: tuple[int, ...]) -> None:
-    # 1 > 2 > 3 > 1; 1 = 2 = 3 and yet 1 > 3; 3 = 1 > 4 = 3.
-    assert reason("fine_grained", ranked(*labels)).startswith("intransitive")
-
-
-def test_an_error_whose_type_no_objective_is_known_for_is_refused() -> None:
-    feedback = {"errors": [{"error type": "Rude"}], "corrected-prediction": "better"}
-    row = {**ranked(0, 0, 0, 0, 0, 0), "feedback": feedback}
-    assert reason("fine_grained", row) == (
-        "feedback: no objective is known for errors of type 'Rude'"
-    )
-
-
-def test_a_source_says_which_rating_orders_and_which_turns_are_trained() -> None:
-    rows = json.loads((GOLDEN / "rated.json").read_text(encoding="utf-8"))
-    (example,) = read("rated", rows[0]["row"], order_by="honesty").examples
-    assert example.order_scores() == [None, 4.0]
-    assert reason("rated", rows[0]["row"], order_by="wit").startswith("order_by 'wit' is not among")
-    talk = [message(role, f"{role} {n}") for n in range(3) for role in ("user", "assistant")]
-    every = read("messages", {"messages": talk}).examples
-    assert [len(example.turns) for example in every] == [1, 3, 5]
-    assert len({example.conversation for example in every}) == 1
-    last = read("messages", {"messages": talk}, assistant_turns="last").examples
-    assert last == every[-1:]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +99,100 @@ def test_a_prompt_beside_an_answer_under_an_unknown_key_is_no_bare_prompt(row: A
         detect_format([Record(0, row)], "rows")
 
 
-def test_a_message_whose_weight_is_null_is_trained() -> None:
-    talk = [message("user", "Hi", weight=None), message("assistant", "Hello!", weight=None)]
-    assert len(read("messages", {"messages": talk}).examples) == 1
+@pytest.mark.parametrize("bare", [{"completion": None}, {}])
+def test_an_unanswered_row_does_not_make_an_answered_file_bare_prompts(bare: dict) -> None:
+    rows = [{"prompt": "Hi", **bare}, *[{"prompt": "Hi", "completion": str(n)} for n in range(9)]]
+    assert detect_format([Record(n, row) for n, row in enumerate(rows)], "rows") == "completion"
+    result = read("prompts", *rows)
+    assert (result.used, len(result.bad)) == (1, 9)
+    assert {bad.reason for bad in result.bad} == {
+        "beside the prompt stands completion, which may be an answer; prompts are rows that nobody "
+        "has answered"
+    }
+    assert read("prompts", {"query": "Hi", "context": "there"}).used == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"question": "Hi", "answers": ["a", "b"], "answer": "a"}, "completion"),
+        ({"prompt": "Hi", "answers": ["a", "b"], "ranks": [1, 2]}, "rated"),
+        ({"messages": TALK, "chosen": TALK, "rejected": OTHER}, "pairs"),
+        ({"messages": ASKED, "chosen": "a", "rejected": "b"}, "messages"),
+        ({"conversation": ASKED, "chosen": TALK, "rejected": OTHER}, "messages"),
+    ],
+)
+def test_rows_that_share_keys_are_told_by_what_stands_under_them(row: Any, format: str) -> None:
+    assert detect_format([Record(0, row)], "rows") == format
+    assert read(format, row).used == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "near"),
+    [
+        ({"mesages": []}, "messages, needs messages/conversation (a list)"),
+        ({"prompt": "a", "completon": "b"},
+         "completion, needs prompt/instruction/question/query/input, "
+         "output/completion/response/answer"),
+        ({"prompt": "a", "chosn": "b", "rejected": "c"},
+         "pairs, needs chosen, rejected, prompt/instruction/question/query/input"),
+        ({"prompt": "a", "completions": ["b", "c"]},
+         "rated, needs prompt/instruction/question/query/input, "
+         "completions/responses/answers/generations (a list of objects, or of texts with scores or "
+         "ranks beside it)"),
+        ({"conversatons": []}, "sharegpt, needs conversations"),
+        ({"promt": "a"}, "prompts, needs prompt/turns"),
+    ],
+)  # fmt: skip
+def test_a_near_miss_names_the_shape_that_was_meant(row: Any, near: str) -> None:
+    with pytest.raises(DataError) as error:
+        detect_format([Record(0, row)], "rows")
+    assert f"; the nearest known format, {near}. Rename" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[]", "the file has no rows"),
+        ("[{}]", "unknown format: its rows have the keys ; known are metaalign"),
+        ("instruction,output\n", "the file has no rows"),
+        ('{"a": \n', "with keys; row 0: not JSON: Expecting value.*; expected rows in one of"),
+    ],
+)
+def test_a_file_that_tells_no_format_says_why(tmp_path: Path, content: str, why: str) -> None:
+    file = tmp_path / "rows"
+    file.write_text(content)
+    with pytest.raises(DataError, match=f"rows: .*{why}"):
+        detect_format(read_records(file), str(file))
 
 
 def test_what_a_format_does_not_read_is_counted() -> None:
     rows = [{"instruction": "a", "output": "b", "mood": "c", "note": None}] * 3
     assert read("alpaca", *rows).ignored == {"mood": 3}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "ignored"),
+    [
+        ("completion", {"prompt": "a", "response": "b", "helpfulness": 4}, {"helpfulness": 1}),
+        ("completion", {**HELPSTEER, "verbosity": "much"},
+         dict.fromkeys(["helpfulness", "correctness", "coherence", "complexity", "verbosity"], 1)),
+        ("alpaca", {**HELPSTEER, "prompt": None, "response": None, "instruction": "a",
+                    "output": "b"}, {}),
+        ("sharegpt", {"conversations": ASKED, "chosen": "a", "rejected": "b", "label": True},
+         {"label": 1}),
+        ("pairs", {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": 1},
+         {"score_chosen": 1}),
+        ("messages", {"messages": [message("user", "Hi", name="Ana"),
+                                   message("assistant", "a", reasoning_content="Hm.", weight=1)]},
+         {"messages.name": 1, "messages.reasoning_content": 1}),
+        ("pairs", {"prompt": "Hi", "chosen": message("assistant", "a", thinking="Hm."),
+                   "rejected": "b"}, {"chosen.thinking": 1}),
+    ],
+)  # fmt: skip
+def test_what_was_not_read_of_this_row_is_counted(format: str, row: Any, ignored: Any) -> None:
+    result = read(format, row)
+    assert (result.used, result.ignored) == (1, ignored)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +219,6 @@ def test_real_files_of_every_shape_are_read_to_the_last_row(
     assert result.rows == rows == result.used + len(result.bad)
     assert Counter(len(example.responses) for example in result.examples) == answers
     assert Counter(each.reason for each in result.bad) == bad
-
-
-def test_truthfulqa_gives_the_best_answer_first_and_true_ones_over_false(shared_data: Path) -> None:
-    file = shared_data / "truthfulqa" / "TruthfulQA.csv"
-    result = read_rows(read_records(file), str(file), "truthfulqa", Reading())
-    assert (result.rows, result.used, len(result.bad)) == (817, 815, 2)
-    for example in result.examples:
-        scores = example.order_scores()
-        assert scores == sorted(scores, reverse=True)  # pyright: ignore[reportArgumentType]
-        assert set(scores) == {1.0, 0.0}
 
 
 def test_a_cell_of_several_lines_comes_through_whole(shared_data: Path) -> None:

@@ -25,6 +25,10 @@ Format = Literal[
 ]
 
 
+Recipe = Literal["helpful", "consensus", "priority", "warm_up", "equal", "contrastive"]
+Wire = Literal["hh_rlhf", "ultrafeedback", "imhi"]
+
+
 class DatasetConfig(Section):
     """A data set of the Hugging Face library."""
 
@@ -39,6 +43,21 @@ class DatasetConfig(Section):
 
     revision: str | None = None
     """Commit, tag or branch on the hub. None takes the newest."""
+
+
+class CorrectionConfig(Section):
+    """Samples of an edit, for a corrector."""
+
+    wire: Wire = "ultrafeedback"
+    """Which of MetaAligner's prompts."""
+
+    objectives: dict[str, str] = Field(default_factory=dict)
+    """Objective of the scores -> how prompts say it, such as "Humor: be cheerful". Those of
+    MetaAligner are known by their names; another is said by its name, and `preference` is left
+    out."""
+
+    warm_up_ratio: float = Field(default=0.3, gt=0, le=1)
+    """Share of the equal samples that the set warm_up holds."""
 
 
 class SourceConfig(Section):
@@ -62,18 +81,24 @@ class SourceConfig(Section):
     file's name."""
 
     order_by: str | None = None
-    """Objective that orders rated answers. None takes the overall score, or the only objective."""
+    """Objective that orders judged answers. None takes the overall score, or the only objective.
+    Examples of a row that nobody judged by it are left out where others of the row were."""
 
     assistant_turns: Literal["every", "last"] = "every"
     """Turns of an unlabelled conversation that are trained; each is an example of its own, which
     shares what was said before it."""
 
-    recipe: Literal["helpful", "consensus", "priority"] | None = None
-    """Put every example under meta-prompts as MetaAlign does, in place of its own System Info and
-    User Info. helpful: a pair whose better answer is the safer one stands under safety first and,
-    flipped, under helpfulness first. consensus: judged answers stand without and with a background
-    of the user's. priority: an answer is made to obey a verifiable instruction and its opposite,
-    which System Info and User Info ask for."""
+    recipe: Recipe | None = None
+    """What to make of every example. MetaAlign's put it under meta-prompts, in place of its own
+    System Info and User Info. helpful: a pair whose better answer is the safer one stands under
+    safety first and, flipped, under helpfulness first. consensus: judged answers stand without and
+    with a background of the user's. priority: an answer is made to obey a verifiable instruction
+    and its opposite, which System Info and User Info ask for. MetaAligner's make samples of an
+    edit. contrastive: the worse answer is edited into the better one. equal: into one as good.
+    warm_up: into itself."""
+
+    correction: CorrectionConfig = CorrectionConfig()
+    """Of warm_up, equal and contrastive."""
 
     max_bad_ratio: float | None = Field(default=None, ge=0, le=1)
     """Share of bad rows above which the job fails. None takes the job's."""

@@ -28,11 +28,6 @@ def find_files(pattern: str) -> Sequence[Folder]:
     files = _remote_files(pattern) if "://" in pattern else _local_files(pattern)
     if files:
         return files
-    if "://" not in pattern and Path(pattern).is_dir():
-        raise DataError(
-            f"sources: {pattern!r} is a folder; name its files with a glob, such as "
-            f"{pattern.rstrip('/')}/*.jsonl"
-        )
     found = "matches no file" if glob.has_magic(pattern.partition("?")[0]) else "does not exist"
     raise DataError(f"sources: {pattern!r} {found}; correct the `path` of this source")
 
@@ -66,10 +61,23 @@ def code_fingerprint(rooms: Sequence[str], package: Path = PACKAGE) -> str:
 
 
 def _local_files(pattern: str) -> list[Path]:
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    files = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    return sorted(file for file in files if file.is_file())
+    try:
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        files = [Path(name) for name in glob.glob(pattern, recursive=True)]
+        found = sorted(file for file in files if file.is_file())
+        is_folder = not found and Path(pattern).is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise DataError(
+            f"sources: {pattern!r} cannot be looked up: {error.strerror}; correct the `path` of "
+            "this source"
+        ) from error
+    if is_folder:
+        raise DataError(
+            f"sources: {pattern!r} is a folder; name its files with a glob, such as "
+            f"{pattern.rstrip('/')}/*.jsonl"
+        )
+    return found
 
 
 def _remote_files(pattern: str) -> Sequence[Folder]:

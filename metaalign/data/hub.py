@@ -7,30 +7,45 @@ import hashlib
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from metaalign.config.prepare import DatasetConfig
 from metaalign.errors import DataError
 
 _ROWS_A_GROUP = 1_000
+_ROWS_TRIED = 100
+"""Rows that are read before any task does: of those the format is told."""
+_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
+"""What a text that is not UTF-8 and a date out of range raise."""
 
 
 def load(config: DatasetConfig) -> datasets.Dataset:
     """The rows of a split, from the hub, a folder of data files, or what `save_to_disk` wrote.
 
     Raises:
-        DataError: there is no such data set, configuration or split.
+        DataError: there is no such data set, configuration or split, or it cannot be read.
     """
     try:
         if _is_saved(Path(config.name)):
-            return _saved_split(config)
-        found = datasets.load_dataset(
-            config.name, config.config, split=config.split, revision=config.revision
-        )
-    except (OSError, ValueError, LookupError, DatasetsError) as error:
-        raise DataError(f"dataset {config.name!r}: {error}") from error
+            found = _saved_split(config)
+        else:
+            found = datasets.load_dataset(
+                config.name, config.config, split=config.split, revision=config.revision
+            )
+    except (OSError, ValueError, LookupError, RuntimeError, DatasetsError) as error:
+        raise DataError(f"dataset {config.name!r}: {error}") from error  # RuntimeError of a script
     assert isinstance(found, datasets.Dataset)
+    _try_rows(found, config.name)
     return found
+
+
+def _try_rows(dataset: datasets.Dataset, name: str) -> None:
+    try:
+        for _ in dataset.select(range(min(len(dataset), _ROWS_TRIED))):
+            pass
+    except _UNREADABLE as error:
+        raise DataError(f"dataset {name!r}: a value cannot be read: {error}") from error
 
 
 def _is_saved(folder: Path) -> bool:
@@ -60,11 +75,21 @@ def name_of(config: DatasetConfig) -> str:
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """sha256 of its columns and all of its values."""
+    """sha256 of its columns and all of its values.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
     digest = hashlib.sha256(str(dataset.features).encode())
     for batch in dataset.with_format("arrow").iter(batch_size=1_000):
-        for column in batch.combine_chunks().columns:  # pyright: ignore[reportAttributeAccessIssue]
-            digest.update(repr(column.to_pylist()).encode("utf-8", "surrogatepass"))
+        table = batch.combine_chunks()  # pyright: ignore[reportAttributeAccessIssue]
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            try:
+                values = column.to_pylist()
+            except _UNREADABLE as error:
+                told = f"a value of the column {name!r} cannot be read: {error}"
+                raise DataError(f"dataset: {told}") from error
+            digest.update(repr(values).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -93,16 +93,14 @@ class _Draw:
 
 
 def put_under(example: Example, reading: Reading) -> list[Example]:
-    """The examples that a source's recipe makes of one; itself where there is no recipe.
+    """The examples that a source's recipe makes of one.
 
     Raises:
         RowError: the recipe cannot use it.
     """
-    if reading.recipe is None:
-        return [example]
     draw = _Draw(example, reading)
-    made = list(_RECIPES[reading.recipe](example, draw))
-    tags = {"recipe": reading.recipe, "unseen": " ".join(sorted(draw.unseen))}
+    made = list(_RECIPES[str(reading.recipe)](example, draw))
+    tags = {"recipe": str(reading.recipe), "unseen": " ".join(sorted(draw.unseen))}
     return [replace(each, tags={**each.tags, **tags}) for each in made]
 
 

@@ -27,6 +27,7 @@ from metaalign.data.ledger import (
     read_counts,
 )
 from metaalign.data.meta_prompts import put_under
+from metaalign.data.objectives import SETS, reformulate
 from metaalign.data.reading import FileRead, Reading
 from metaalign.data.records import Record, Span, check_file, read_records, split_file
 from metaalign.data.tokens import SegmentEncoder
@@ -99,6 +100,9 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
             held_out_ratio=config.held_out_ratio,
             oppose_personas=config.oppose_personas,
             recipe=source.recipe,
+            wire=source.correction.wire,
+            objectives=tuple(source.correction.objectives.items()),
+            warm_up_ratio=source.correction.warm_up_ratio,
             held_out_families=config.held_out_families,
             seed=config.seed,
         )
@@ -246,6 +250,17 @@ def write_part(
     ledger.write(folder, number)
 
 
+def _made_of(example: Example, reading: Reading) -> list[Example]:
+    """What a source's recipe makes of an example; itself where there is none.
+
+    Raises:
+        RowError: the recipe cannot use it.
+    """
+    if reading.recipe is None:
+        return [example]
+    return (reformulate if reading.recipe in SETS else put_under)(example, reading)
+
+
 def _keeps_all(_: Example) -> bool:
     return True
 
@@ -271,7 +286,7 @@ def part_examples(
                 ledger.add_duplicate()
                 continue
             try:
-                made += put_under(example, part.reading)
+                made += _made_of(example, part.reading)
             except RowError as error:
                 ledger.add_unfit(str(error))
         ledger.add_examples(made)

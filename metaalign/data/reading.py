@@ -3,10 +3,13 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from metaalign.config.prepare import Recipe, Wire
 from metaalign.data.records import Record
+from metaalign.errors import RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example
 
 _QUARANTINED_CHARACTERS = 2_000
@@ -22,8 +25,11 @@ class Reading:
     assistant_turns: Literal["every", "last"] = "every"
     held_out_ratio: float = 0.0
     oppose_personas: bool = True
-    recipe: Literal["helpful", "consensus", "priority"] | None = None
+    recipe: Recipe | None = None
     held_out_families: tuple[str, ...] = ()
+    wire: Wire = "ultrafeedback"
+    objectives: tuple[tuple[str, str], ...] = ()
+    warm_up_ratio: float = 1.0
     seed: int = 0
 
     def split(self, key: str) -> str:
@@ -31,6 +37,29 @@ class Reading:
         digest = hashlib.sha256(f"{self.seed}/{key}".encode("utf-8", "surrogatepass")).digest()
         drawn = int.from_bytes(digest[:8], "little") / 2**64
         return HELD_OUT if drawn < self.held_out_ratio else TRAIN
+
+    def ordered(self, examples: list[Example]) -> list[Example]:
+        """A row's examples as `order_by` orders them; those that nobody judged by it are left out.
+
+        Raises:
+            RowError: no answer of the row was judged by it.
+        """
+        names = judged_objectives(each.scores for example in examples for each in example.responses)
+        if self.order_by is None or not names:
+            return examples
+        if self.order_by not in names:
+            raise RowError(f"order_by {self.order_by!r} is not among its objectives {names}")
+        return [
+            replace(example, order_by=self.order_by)
+            for example in examples
+            if self.order_by in judged_objectives(each.scores for each in example.responses)
+        ]
+
+
+def judged_objectives(scores: Iterable[Mapping[str, float | None]]) -> list[str]:
+    """What answers with these scores were judged by."""
+    judged = (name for each in scores for name, score in each.items() if score is not None)
+    return list(dict.fromkeys(judged))
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,11 @@ class FileRead:
         """Put a row into quarantine."""
         text = (record.text or _shown(record.value))[:_QUARANTINED_CHARACTERS]
         self.bad.append(BadRow(self.file, record.row, printable(reason), printable(text)))
+
+    def ignore(self, row: Mapping[str, Any], known: Container[str]) -> None:
+        """Count what a row has under keys that its format does not read."""
+        unread = [key for key, value in row.items() if value is not None and key not in known]
+        self.ignored.update(map(printable, unread))
 
 
 def printable(text: str) -> str:

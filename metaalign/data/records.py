@@ -291,9 +291,14 @@ def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
 
 def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(stream, buffer_size=_CHUNK_BYTES, pre_buffer=False)
+        found = pq.ParquetFile(stream, buffer_size=_CHUNK_BYTES, pre_buffer=False)
+        columns = found.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
         _refuse(file, error)
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise DataError(f"{file}: the file names the columns {', '.join(map(repr, twice))} twice")
+    return found
 
 
 def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
@@ -315,7 +320,7 @@ def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Ite
 def _table_row(row: int, one: pa.RecordBatch) -> Record:
     try:
         return Record(row, one.to_pylist()[0])
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # such as a date of year 9e6
         return Record(row, None, problem=f"a value cannot be read: {error}", text=repr(error))
 
 

@@ -1,154 +1,33 @@
 """Every file shape that users bring -> Example. A bad row is kept with its reason, never dropped.
 
-A shape is told by the keys of a row, and where two shapes share keys by what stands under them; a
-null counts as no key, since Parquet fills what a row lacks with nulls. Knows no tokenizer and no
-Ray. The other modules of this room show a row of each shape.
+Knows no tokenizer and no Ray. The other modules of this room show a row of each shape.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
-from typing import Any
 
-from metaalign.data.formats.chats import (
-    ANSWER_KEYS,
-    HELPSTEER,
-    RATED_PAIRS,
-    read_answer,
-    read_chat,
-    read_pair,
-    read_query,
-    read_sharegpt,
-)
-from metaalign.data.formats.own import OWN_KEYS, read_metaalign
+from metaalign.data.formats.chats import ANSWER_KEYS, read_query
+from metaalign.data.formats.messages import unread_keys
 from metaalign.data.formats.personas import read_personas
-from metaalign.data.formats.prompts import PROMPT_KEYS, SYSTEM_KEYS
-from metaalign.data.formats.rankings import (
-    LIST_SCORES,
-    LISTS,
-    PREDICTIONS,
-    read_fine_grained,
-    read_metaaligner,
-    read_rated,
-    read_truthfulqa,
-)
+from metaalign.data.formats.prompts import PROMPT_KEYS
+from metaalign.data.formats.shapes import SHAPES, Row, Shape, nearest_shape, shape_of
 from metaalign.data.reading import FileRead, Reading, conversation_key, printable
 from metaalign.data.records import Record
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example, Source
 
-Row = Mapping[str, Any]
-Reader = Callable[[Row, Source, Reading], list[Example]]
+__all__ = ["SHAPES", "detect_format", "read_rows"]
 
 _ROWS_LOOKED_AT = 100
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A row's shape.
-
-    Attributes:
-        keys: Those that it must have.
-        read: None where rows mean something together only, and a whole file is read at once.
-        more: Others that are read where they are there.
-        tells: What else tells it.
-    """
-
-    keys: frozenset[str]
-    read: Reader | None
-    more: frozenset[str]
-    tells: Callable[[Row], bool]
-
-
-def _shape(
-    *keys: str,
-    read: Reader | None,
-    more: Iterable[str] = (),
-    tells: Callable[[Row], bool] | None = None,
-) -> Shape:
-    return Shape(frozenset(keys), read, frozenset(more), tells or (lambda _: True))
-
-
-_PROMPT = (*PROMPT_KEYS, *SYSTEM_KEYS, "context", "history")
-_LABEL = ("label", "kto_tag")
-_SIDES = ("chosen", "rejected", *(key for keys in RATED_PAIRS for key in keys))
-_QUERY = frozenset(
-    {"prompt", "turns", *SYSTEM_KEYS, "id", "key", "prompt_id", "question_id", "category"}
-    | {"reference", "instruction_id_list", "kwargs"}
+_SPOKEN = frozenset(
+    {"messages", "conversation", "conversations", "chosen", "rejected", *PROMPT_KEYS, *ANSWER_KEYS}
 )
-"""Keys that stand beside a prompt which nobody has answered; any other may hold an answer."""
-
-
-def _has_prompt(row: Row) -> bool:
-    return any(row.get(key) is not None for key in PROMPT_KEYS)
-
-
-def _is_hh_rlhf(row: Row) -> bool:
-    return isinstance(row["chosen"], str) and not _has_prompt(row)
-
-
-def _is_pair(row: Row) -> bool:
-    return _has_prompt(row) or isinstance(row["chosen"], list)
-
-
-def _is_rated(row: Row) -> bool:
-    return _has_prompt(row) and any(isinstance(row.get(key), list) for key in LISTS)
-
-
-def _is_answered(row: Row) -> bool:
-    return _has_prompt(row) and any(row.get(key) is not None for key in ANSWER_KEYS)
-
-
-def _is_query(row: Row) -> bool:
-    given = {key for key, value in row.items() if value is not None}
-    return given <= _QUERY and ("prompt" in given or "turns" in given)
-
-
-def _is_conversation(row: Row) -> bool:
-    return any(isinstance(row.get(key), list) for key in ("messages", "conversation"))
-
-
-SHAPES: dict[str, Shape] = {
-    "metaalign": _shape("turns", "responses", read=read_metaalign, more=OWN_KEYS),
-    "fine_grained": _shape(
-        "question",
-        "preference",
-        *PREDICTIONS,
-        read=read_fine_grained,
-        more=("passages", "feedback"),
-    ),
-    "truthfulqa": _shape(
-        "Question",
-        "Best Answer",
-        "Incorrect Answers",
-        read=read_truthfulqa,
-        more=["Correct Answers"],
-    ),
-    "metaaligner": _shape("query", "goldens", "generated_text", read=read_metaaligner),
-    "sharegpt": _shape("conversations", read=read_sharegpt, more=("system", *_LABEL, *_SIDES)),
-    "hh_rlhf": _shape(
-        "chosen", "rejected", read=read_pair, more=(*_PROMPT, *_SIDES), tells=_is_hh_rlhf
-    ),
-    "pairs": _shape("chosen", "rejected", read=read_pair, more=(*_PROMPT, *_SIDES), tells=_is_pair),
-    "messages": _shape(
-        read=read_chat,
-        more=("messages", "conversation", "system", *_LABEL, *_SIDES),
-        tells=_is_conversation,
-    ),
-    "rated": _shape(read=read_rated, more=(*_PROMPT, *LISTS, *LIST_SCORES), tells=_is_rated),
-    "alpaca": _shape("instruction", "output", read=read_answer, more=(*_PROMPT, *_LABEL)),
-    "completion": _shape(
-        read=read_answer, more=(*_PROMPT, *ANSWER_KEYS, *HELPSTEER, *_LABEL), tells=_is_answered
-    ),
-    "personas": _shape("statement", "answer_matching_behavior", read=None),
-    "prompts": _shape(read=read_query, more=(*_PROMPT, "turns"), tells=_is_query),
-}
-"""The formats, the more telling shapes first."""
+"""Where messages may stand."""
 
 
 def detect_format(records: Iterable[Record], name: str) -> str:
-    """The format that the first telling row has.
+    """The format that the first telling row has; bare prompts only where no other row tells more.
 
     Args:
         name: Of the file, for the error.
@@ -156,21 +35,37 @@ def detect_format(records: Iterable[Record], name: str) -> str:
     Raises:
         DataError: none does; names the keys found and the nearest known shape.
     """
-    seen: list[Row] = []
+    keys: list[str] | None = None
+    problem = ""
+    is_prompts = False
     for record in islice(records, _ROWS_LOOKED_AT):
-        if not record.problem and isinstance(record.value, dict):
-            seen.append(record.value)
-            found = _shape_of(record.value)
-            if found:
-                return found
-    if not seen:
-        raise DataError(
-            f"{name}: none of its first rows is an object with keys; expected rows in one of the "
-            f"formats {', '.join(SHAPES)}"
+        try:
+            row = record.object()
+        except RowError as error:
+            problem = problem or f"row {record.row}: {error}"
+            continue
+        found = shape_of(row)
+        if found not in (None, "prompts"):
+            return found
+        is_prompts |= found == "prompts"
+        keys = keys or sorted(row)
+    if is_prompts:
+        return "prompts"
+    raise DataError(f"{name}: {_untold(keys, problem)}")
+
+
+def _untold(keys: list[str] | None, problem: str) -> str:
+    """Why rows with these keys, or this problem, tell no format."""
+    if keys is not None:
+        return (
+            f"unknown format: its rows have the keys {printable(', '.join(keys))}; "
+            f"{nearest_shape(keys)}. Rename the keys, or write rows of the format metaalign"
         )
-    raise DataError(
-        f"{name}: unknown format: its rows have the keys {_list(seen[0])}; {_nearest(seen[0])}. "
-        "Rename the keys, or write rows of the format metaalign"
+    if not problem:
+        return "the file has no rows"
+    return printable(
+        f"none of its first rows is an object with keys; {problem}; expected rows in one of the "
+        f"formats {', '.join(SHAPES)}"
     )
 
 
@@ -187,24 +82,26 @@ def read_rows(records: Iterable[Record], name: str, format: str, reading: Readin
     shape, result = SHAPES[format], FileRead(name)
     if shape.read is None:
         return read_personas(records, name, reading)
-    known = shape.keys | shape.more
     for record in records:
         result.rows += 1
         try:
             row = record.object()
-            examples = shape.read(row, Source(name, record.row), reading)
+            examples = reading.ordered(shape.read(row, Source(name, record.row), reading))
             answered = shape.read is not read_query
             result.examples += [_complete(each, reading, answered=answered) for each in examples]
         except RowError as error:
             result.refuse(record, str(error))
         else:
             result.used += 1
-            result.ignored.update(
-                printable(key)
-                for key, value in row.items()
-                if value is not None and key not in known
-            )
+            _ignore(row, shape, result)
     return result
+
+
+def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
+    """Count what was not read of a row that was used."""
+    known = shape.keys | shape.more
+    result.ignore(row, known.union(shape.reads(row)))
+    result.ignored.update(map(printable, unread_keys(row, known & _SPOKEN)))
 
 
 def _complete(example: Example, reading: Reading, *, answered: bool) -> Example:
@@ -221,26 +118,3 @@ def _complete(example: Example, reading: Reading, *, answered: bool) -> Example:
         conversation=conversation,
         tags={**example.tags, "split": split},
     )
-
-
-def _shape_of(row: Row) -> str | None:
-    given = {key for key, value in row.items() if value is not None}
-    return next(
-        (name for name, shape in SHAPES.items() if shape.keys <= given and shape.tells(row)), None
-    )
-
-
-def _nearest(keys: Iterable[str]) -> str:
-    wanted = {name: shape.keys for name, shape in SHAPES.items() if shape.keys}
-    near = {
-        name: sum(bool(difflib.get_close_matches(key, keys, n=1)) for key in needed) / len(needed)
-        for name, needed in wanted.items()
-    }
-    nearest = max(near, key=lambda name: near[name])
-    if near[nearest] > 0:
-        return f"the nearest known format, {nearest}, needs {_list(wanted[nearest])}"
-    return "known are " + "; ".join(f"{name}: {_list(keys)}" for name, keys in wanted.items())
-
-
-def _list(keys: Iterable[str]) -> str:
-    return printable(", ".join(sorted(keys)))

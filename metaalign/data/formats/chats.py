@@ -15,15 +15,34 @@ prompts     {"prompt": "Capital of Peru?"} or {"turns": ["Capital of Peru?", "An
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaalign.data.formats.fields import items, label, number, short, text
-from metaalign.data.formats.prompts import (
+from metaalign.data.formats.fields import (
+    flag,
+    is_filled,
+    items,
+    label,
+    number,
+    one_of,
+    short,
+    text,
+)
+from metaalign.data.formats.messages import (
     Dialogue,
+    holds_turns,
     is_transcript,
+    one_system,
     read_message,
     read_messages,
-    read_prompt,
     read_transcript,
     same_turns,
+    words,
+)
+from metaalign.data.formats.prompts import (
+    BESIDE,
+    PROMPT_KEYS,
+    SYSTEM_KEYS,
+    read_prompt,
+    read_system,
+    refuse_beside,
 )
 from metaalign.data.reading import Reading
 from metaalign.errors import RowError
@@ -46,6 +65,13 @@ RATING = "rating"
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """Objectives by which HelpSteer rates an answer."""
 
+QUERY_KEYS = frozenset(
+    {"prompt", "turns", *SYSTEM_KEYS, "id", "key", "prompt_id", "question_id", "category"}
+    | {"reference", "instruction_id_list", "kwargs"}
+)
+"""Keys that stand beside a prompt which nobody has answered; any other may hold an answer."""
+_ASKING_KEYS = QUERY_KEYS.union(PROMPT_KEYS, BESIDE)
+
 
 def read_sharegpt(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
     """`conversations`, with a pair, a label or neither."""
@@ -54,7 +80,7 @@ def read_sharegpt(row: Mapping[str, Any], source: Source, reading: Reading) -> l
 
 def read_chat(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
     """`messages` or `conversation`, with a pair, a label or neither."""
-    key = "messages" if row.get("messages") is not None else "conversation"
+    key = one_of(row, ("messages", "conversation"), "messages")
     return _read_conversation(row, key, source, reading)
 
 
@@ -62,85 +88,96 @@ def _read_conversation(
     row: Mapping[str, Any], key: str, source: Source, reading: Reading
 ) -> list[Example]:
     said = read_messages(row, key)
-    said = Dialogue(said.turns, said.system_info or text(row, "system", ""))
-    if row.get("chosen") is not None or row.get("rejected") is not None:
-        return [_pair(row, said, source)]
-    if not said.turns or said.turns[-1].role != "assistant":
-        raise RowError(f"{key}: the last message is not the assistant's; nothing to train")
+    turns, system = said.turns, one_system(said.system_info, read_system(row))
+    if is_pair(row):
+        return [_pair(row, Dialogue(turns, system), source)]
+    if turns and turns[0].role == "assistant":
+        raise RowError(f"{key}: the first turn is the assistant's; it must be the user's")
     good = label(row)
-    answers = _answers(row, key, said.turns)
-    if good is not None or reading.assistant_turns == "last":
-        answers = answers[-1:]
-    if not answers:
-        raise RowError(f"{key}: every answer has the weight 0; nothing to train")
+    places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    if not places or (good is not None and places[-1] < len(turns) - 1):
+        raise RowError(f"{key}: the last message is not the assistant's; nothing to train")
+    last = good is not None or reading.assistant_turns == "last"
+    trained = _trained(items(row, key)[-len(turns) :], places[-1:] if last else places)
+    if not trained:
+        which = "the last" if last else "every"
+        raise RowError(f"{key}: {which} answer has the weight 0; nothing to train")
     return [
         Example(
-            tuple(said.turns[:place]),
-            (Response(said.turns[place].text, desirable=good),),
+            tuple(turns[:place]),
+            (Response(turns[place].text, desirable=good),),
             source,
-            system_info=said.system_info,
+            system_info=system,
         )
-        for place in answers
+        for place in trained
     ]
 
 
-def _answers(row: Mapping[str, Any], key: str, turns: Sequence[Turn]) -> list[int]:
-    """Places of the assistant's turns; OpenAI's weight 0 leaves one out of training."""
-    weights = [number(message, "weight", 1.0) for message in items(row, key)][-len(turns) :]
+def _trained(messages: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[int]:
+    """The places of the answers that OpenAI's weight 0 or axolotl's train false does not leave out.
+
+    Args:
+        places: Of all answers.
+    """
     return [
         place
-        for place, (turn, weight) in enumerate(zip(turns, weights, strict=True))
-        if turn.role == "assistant" and weight > 0
+        for place in places
+        if number(messages[place], "weight", 1.0) > 0
+        and flag(messages[place], "train") is not False
     ]
+
+
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a row has an answer that is chosen or rejected."""
+    return row.get("chosen") is not None or row.get("rejected") is not None
 
 
 def read_pair(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
     """`chosen` and `rejected`, below a prompt of their own or as whole conversations."""
-    return [_pair(row, read_prompt(row), source)]
+    prompt = read_prompt(row)
+    if prompt is None:
+        refuse_beside(row, "chosen")
+        prompt = Dialogue([], read_system(row))
+    return [_pair(row, prompt, source)]
 
 
-def _pair(row: Mapping[str, Any], prompt: Dialogue | None, source: Source) -> Example:
+def _pair(row: Mapping[str, Any], prompt: Dialogue, source: Source) -> Example:
     (before, chosen), (other, rejected) = (
-        _side(row, key, prompted=prompt is not None) for key in ("chosen", "rejected")
+        _side(row, key, prompted=bool(prompt.turns)) for key in ("chosen", "rejected")
     )
     if before.system_info != other.system_info or not same_turns(before.turns, other.turns):
         raise RowError("chosen and rejected differ before their last turn")
-    if prompt is None:
-        prompt = before
-    elif before.turns:
-        prompt = _repeated(prompt, before)
+    if before.turns and not holds_turns(before.turns, prompt.turns):
+        raise RowError("the prompt is not among the messages before the last of chosen")
     scores: list[dict[str, float | None]] = [{PREFERENCE: 1.0}, {PREFERENCE: 0.0}]
-    for keys in RATED_PAIRS:
-        if all(row.get(key) is not None for key in keys):
-            for each, key in zip(scores, keys, strict=True):
-                each[RATING] = number(row, key)
+    for each, key in zip(scores, pair_ratings(row), strict=False):
+        each[RATING] = number(row, key)
     return Example(
-        tuple(prompt.turns),
+        tuple(before.turns or prompt.turns),
         (Response(chosen, scores[0]), Response(rejected, scores[1])),
         source,
-        system_info=prompt.system_info,
+        system_info=one_system(prompt.system_info, before.system_info),
     )
 
 
-def _repeated(prompt: Dialogue, before: Dialogue) -> Dialogue:
-    """The conversation before the answer, which must hold the prompt that the row gives, too."""
-    asked = {turn.text.strip() for turn in before.turns}
-    if any(turn.text.strip() not in asked for turn in prompt.turns):
-        raise RowError("the prompt is not among the messages before the last of chosen")
-    return Dialogue(before.turns, before.system_info or prompt.system_info)
+def pair_ratings(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the ratings of a pair's two sides stand in a row; empty where one of them does not."""
+    rated = (keys for keys in RATED_PAIRS if all(row.get(key) is not None for key in keys))
+    return next(rated, ()) if is_pair(row) else ()
 
 
 def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue, str]:
     """What was said before an answer, as far as the field repeats it, and the answer."""
     value = row.get(key)
-    if isinstance(value, str) and (is_transcript(value) or not prompted):
-        return _split(Dialogue(read_transcript(text(row, key), key)), key)
     if isinstance(value, dict):
-        role, words = read_message(value, key)
-        return _split(Dialogue([Turn(role, words)]), key)  # pyright: ignore[reportArgumentType]
+        role, said = read_message(value, key)
+        return _split(Dialogue([Turn(role, said)]), key)  # pyright: ignore[reportArgumentType]
     if isinstance(value, list | tuple):
         return _split(read_messages(row, key), key)
-    return Dialogue([]), text(row, key)
+    answer = words(row, key)
+    if is_transcript(answer) or not prompted:
+        return _split(Dialogue(read_transcript(answer, key)), key)
+    return Dialogue([]), answer
 
 
 def _split(said: Dialogue, key: str) -> tuple[Dialogue, str]:
@@ -154,24 +191,40 @@ def read_answer(row: Mapping[str, Any], source: Source, reading: Reading) -> lis
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
-    key = next((name for name in ANSWER_KEYS if row.get(name) is not None), ANSWER_KEYS[0])
+    key = one_of(row, ANSWER_KEYS, "an answer")
     if isinstance(row.get(key), list):
-        before, words = _split(read_messages(row, key), key)
-        if before.turns:
+        before, said = _split(read_messages(row, key), key)
+        if before.turns or before.system_info:
             raise RowError(f"{key}: expected the assistant's message alone, got {short(row[key])}")
     else:
-        words = text(row, key)
-    scores = {name: number(row, name) for name in HELPSTEER if row.get(name) is not None}
-    answer = Response(words, scores, desirable=label(row))
+        said = words(row, key)
+    answer = Response(said, helpsteer_scores(row), desirable=label(row))
     return [Example(tuple(prompt.turns), (answer,), source, system_info=prompt.system_info)]
+
+
+def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """HelpSteer's ratings of an answer; none unless all five are there and numbers."""
+    try:
+        return {name: number(row, name) for name in HELPSTEER}
+    except RowError:
+        return {}
 
 
 def read_query(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
     """A prompt that nobody has answered yet; several `turns` are asked one after another."""
-    prompt = read_prompt(row)
-    if prompt is None and "turns" in row:
-        asked = [text({"turns": words}, "turns") for words in items(row, "turns", of=str)]
-        prompt = Dialogue([Turn("user", words) for words in asked])
+    other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
+    if other:
+        raise RowError(
+            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; prompts "
+            "are rows that nobody has answered"
+        )
+    if is_filled(row.get("turns")):
+        one_of(row, ("turns", *PROMPT_KEYS), "a prompt")
+        refuse_beside(row, "turns")
+        asked = [text({"turns": said}, "turns") for said in items(row, "turns", of=str)]
+        prompt = Dialogue([Turn("user", said) for said in asked], read_system(row))
+    else:
+        prompt = read_prompt(row)
     if prompt is None or not prompt.turns:
         raise RowError("the prompt is missing")
     return [Example(tuple(prompt.turns), (), source, system_info=prompt.system_info)]

@@ -29,17 +29,47 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
     return value
 
 
+def is_filled(value: Any) -> bool:
+    """Whether a field holds something: no null, no blank text, no empty list or object."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], (), {})
+
+
+def one_of(row: Mapping[str, Any], keys: Sequence[str], what: str) -> str:
+    """The key of several under which a row holds something, or where it says that it has nothing.
+
+    Args:
+        what: Stands there, for the error.
+
+    Raises:
+        RowError: two of them do, and either would be dropped.
+    """
+    filled = [key for key in keys if is_filled(row.get(key))]
+    if len(filled) > 1:
+        raise RowError(f"{filled[0]} and {filled[1]} both hold {what}; keep one of them")
+    given = [key for key in keys if row.get(key) is not None]
+    there = [key for key in keys if key in row]
+    return [*filled, *given, *there, *keys][0]
+
+
 def number(row: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """The finite number of a field; `default` where it is missing or null.
+    """The finite number of a field, which may be digits; `default` where it is missing or null.
 
     Raises:
         RowError: it is none.
     """
     value = default if row.get(key) is None else row[key]
-    found = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    found = _number(value)
     if not abs(found) <= sys.float_info.max:  # not a number fails this too
         raise RowError(f"{key}: expected a finite number, got {short(value)}")
     return float(found)
+
+
+def _number(value: Any) -> float:
+    try:
+        found = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return math.nan
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
 
 
 def flag(row: Mapping[str, Any], key: str) -> bool | None:
@@ -62,7 +92,7 @@ def label(row: Mapping[str, Any]) -> bool | None:
     """
     key = "kto_tag" if row.get("label") is None else "label"
     value = row.get(key)
-    known = {"true": True, "1": True, "false": False, "0": False}
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     if value is None or isinstance(value, bool):
         return value
     if str(value).lower() not in known:

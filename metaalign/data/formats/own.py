@@ -36,6 +36,7 @@ def read_metaalign(row: Mapping[str, Any], source: Source, reading: Reading) -> 
         tags={
             name: text({f"tags.{name}": tag}, f"tags.{name}")
             for name, tag in mapping(row, "tags", name="key").items()
+            if tag is not None
         },
         conversation=text(row, "conversation", ""),
     )

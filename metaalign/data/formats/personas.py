@@ -32,6 +32,9 @@ OPPOSITES = {
 """Persona -> the one that would say what it would not, and the other way round."""
 
 
+_KEYS = ("statement", "answer_matching_behavior")
+
+
 class _Statement(NamedTuple):
     record: Record
     text: str
@@ -57,8 +60,9 @@ def read_personas(records: Iterable[Record], file: str, reading: Reading) -> Fil
     for record in records:
         result.rows += 1
         try:
-            statement = _statement(record, seen)
+            statement = _statement(record, seen, reading)
             sides[reading.split(statement.text)][not statement.would_say].append(statement)
+            result.ignore(record.object(), _KEYS)
         except RowError as error:
             result.refuse(record, str(error))
     for split, (would, would_not) in sides.items():
@@ -91,7 +95,7 @@ def persona_of(file: str) -> str:
     return file.rpartition("/")[2].split(".")[0]
 
 
-def _statement(record: Record, seen: set[str]) -> _Statement:
+def _statement(record: Record, seen: set[str], reading: Reading) -> _Statement:
     row = record.object()
     text, answer = row.get("statement"), row.get("answer_matching_behavior")
     if not isinstance(text, str) or not text.strip():
@@ -102,6 +106,7 @@ def _statement(record: Record, seen: set[str]) -> _Statement:
         raise RowError("the statement stands twice in this file")
     example = _example(Source("", record.row), "", (text, "nothing"), {})
     example.validate()
+    reading.ordered([example])
     seen.add(text)
     return _Statement(record, text, answer.strip() == "Yes")
 

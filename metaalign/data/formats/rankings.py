@@ -20,9 +20,10 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metaalign.data.formats.fields import items, mapping, number, short, text
-from metaalign.data.formats.prompts import Dialogue, read_prompt
-from metaalign.data.reading import Reading
+from metaalign.data.formats.fields import is_filled, items, mapping, number, one_of, short, text
+from metaalign.data.formats.messages import Dialogue
+from metaalign.data.formats.prompts import read_prompt
+from metaalign.data.reading import Reading, judged_objectives
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
@@ -34,6 +35,8 @@ LISTS = ("completions", "responses", "answers", "generations")
 _TEXTS = ("response", "text", "content", "answer", "completion")
 _OVERALL = ("fine-grained_score", "overall_score", "score", "rating", "reward")
 """UltraFeedback's overall_score is known to be wrong in places, so its other one comes first."""
+_UNRATED = (None, "N/A")
+_NO_ORDER = "several answers without scores or ranks have no order"
 LIST_SCORES = ("scores", "ratings", "rewards", "ranks")
 """Where the scores of answers stand that are plain texts."""
 OVERALL = "overall"
@@ -59,65 +62,86 @@ def read_rated(row: Mapping[str, Any], source: Source, reading: Reading) -> list
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
-    key = next((name for name in LISTS if row.get(name) is not None), LISTS[0])
+    rated: dict[str, Scores] = {}
+    for said, scores in zip(*_answers(row), strict=True):
+        if rated.setdefault(said, scores) != scores:
+            raise RowError(f"the answer {short(said)} stands twice with different scores")
+    order_by = _order_by(rated.values(), reading)
+    return [_ranking(prompt, rated.items(), source, order_by=order_by)]
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[list[str], list[Scores]]:
+    """The texts of all answers, and the scores of each."""
+    key = one_of(row, LISTS, "answers")
     answers = items(row, key, of=object)
     if any(isinstance(answer, str) for answer in answers):
-        rated = list(zip(items(row, key, of=str), _scores_beside(row, len(answers)), strict=True))
-    else:
-        rated = [(_words(answer), _scores(answer)) for answer in items(row, key)]
-    return [_ranking(prompt, rated, source, order_by=_order_by(rated, reading))]
+        return [*items(row, key, of=str)], _scores_beside(row, len(answers))
+    texts = [_words(answer) for answer in items(row, key)]
+    overall = _overall_key(answers)
+    scores = [_scores(answer, overall) for answer in answers]
+    beside = one_of(row, LIST_SCORES, "scores")
+    if not is_filled(row.get(beside)):
+        return texts, scores
+    if any(scores):
+        raise RowError(f"{beside} and the answers themselves both hold scores; keep one of them")
+    return texts, _scores_beside(row, len(answers))
 
 
 def _words(answer: Mapping[str, Any]) -> str:
-    key = next((name for name in _TEXTS if answer.get(name) is not None), _TEXTS[0])
-    return text(answer, key)
+    return text(answer, one_of(answer, _TEXTS, "an answer"))
 
 
-def _scores(answer: Mapping[str, Any]) -> Scores:
+def _overall_key(answers: Sequence[Mapping[str, Any]]) -> str | None:
+    """Where the overall score of every answer is read, since two such scores do not compare.
+
+    The first that every answer has which has one at all; where there is none, the first that any
+    has. None where nobody has any.
+    """
+    having = [{name for name in _OVERALL if answer.get(name) not in _UNRATED} for answer in answers]
+    rated = [names for names in having if names]
+    wanted = (rated and set.intersection(*rated)) or set().union(*rated)
+    return next((name for name in _OVERALL if name in wanted), None)
+
+
+def _scores(answer: Mapping[str, Any], overall: str | None) -> Scores:
     """The scores of one answer: its overall score or rank, and its annotations by objective."""
     scores: dict[str, float | None] = {}
-    for name in _OVERALL:
-        if answer.get(name) is not None and OVERALL not in scores:
-            scores[OVERALL] = number(answer, name)
+    if overall is not None:
+        scores[OVERALL] = _rating(answer.get(overall), overall)
     if answer.get("rank") is not None:
         scores[PREFERENCE] = -number(answer, "rank")
     for name, judged in mapping(answer, "annotations", name="objective").items():
-        rating = judged.get("Rating") if isinstance(judged, dict) else judged
-        scores[name] = _rating(rating, name)
+        if judged is not None:
+            rating = judged.get("Rating") if isinstance(judged, dict) else judged
+            scores[name] = _rating(rating, name)
     return scores
 
 
 def _rating(rating: Any, name: str) -> float | None:
-    """A rating as number or digits; UltraFeedback writes "N/A" where there is none."""
-    if rating is None or rating == "N/A":
-        return None
-    try:
-        return number({name: float(rating) if isinstance(rating, str) else rating}, name)
-    except ValueError as error:
-        raise RowError(f"{name}: expected a rating, got {short(rating)}") from error
+    """A rating; UltraFeedback writes "N/A" where there is none."""
+    return None if rating in _UNRATED else number({name: rating}, name)
 
 
 def _scores_beside(row: Mapping[str, Any], count: int) -> list[Scores]:
-    """The scores of answers that are plain texts, from the list beside them."""
-    key = next((name for name in LIST_SCORES if row.get(name) is not None), None)
-    if key is None:
-        raise RowError("several answers without scores or ranks have no order")
+    """The scores of answers that hold none, from the list beside them."""
+    key = one_of(row, LIST_SCORES, "scores")
+    if row.get(key) is None:
+        raise RowError(_NO_ORDER)
     values = items(row, key, of=object)
     if len(values) != count:
         raise RowError(f"{key}: expected {count} values, one an answer, got {len(values)}")
     name, sign = (PREFERENCE, -1) if key == "ranks" else (OVERALL, 1)
-    return [{name: None if value is None else sign * number({key: value}, key)} for value in values]
+    found = [_rating(value, key) for value in values]
+    return [{name: None if value is None else sign * value} for value in found]
 
 
-def _order_by(rated: Sequence[tuple[str, Scores]], reading: Reading) -> str:
-    names = list(dict.fromkeys(name for _, scores in rated for name in scores))
+def _order_by(rated: Iterable[Scores], reading: Reading) -> str:
+    names = judged_objectives(rated)
+    if not names:
+        raise RowError(_NO_ORDER)
     if reading.order_by is not None:
-        if reading.order_by not in names:
-            raise RowError(f"order_by {reading.order_by!r} is not among its objectives {names}")
         return reading.order_by
     plain = [name for name in (OVERALL, PREFERENCE) if name in names]
-    if not names:
-        raise RowError("several answers without scores or ranks have no order")
     if not plain and len(names) > 1:
         raise RowError(f"several objectives and no overall score; give order_by one of {names}")
     return (plain or names)[0]
@@ -161,7 +185,8 @@ def _split(row: Mapping[str, Any], key: str) -> list[str]:
 
 
 def read_fine_grained(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
-    """A ranking of four answers, and the first one's correction over it, by what was wrong."""
+    """A ranking of four answers, and the first one's correction over it, by what was wrong; what was
+    not wrong is equal."""
     titled = items(row, "passages", of=list, default=())
     passages = ["\n".join(text({"passages": line}, "passages") for line in each) for each in titled]
     prompt = Dialogue([Turn("user", "\n\n".join([*passages, text(row, "question")]))])
@@ -172,8 +197,9 @@ def read_fine_grained(row: Mapping[str, Any], source: Source, reading: Reading) 
     feedback = mapping(row, "feedback", name="key")
     corrected = text(feedback, "corrected-prediction", "")
     if corrected.strip() and corrected != answers[0]:
-        better = dict.fromkeys([PREFERENCE, *_mended(feedback)], 1.0)
-        pair = [(corrected, better), (answers[0], dict.fromkeys(better, 0.0))]
+        better = dict.fromkeys([PREFERENCE, *_OBJECTIVES.values()], 1.0)
+        worse = {**better, **dict.fromkeys([PREFERENCE, *_mended(feedback)], 0.0)}
+        pair = [(corrected, better), (answers[0], worse)]
         examples.append(_ranking(prompt, pair, source, order_by=PREFERENCE))
     return examples
 

@@ -1,0 +1,133 @@
+"""Conversations, pairs and answers: what is trained of them, what is refused and not dropped."""
+
+from typing import Any
+
+import pytest
+
+from tests.rows import ASKED, OTHER, TALK, message, read, reason
+
+SYSTEM = message("system", "S")
+
+
+PRINTED = "a list of messages that was printed as text; export the rows as JSON lines or Parquet, which keep lists"  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "why"),
+    [
+        ("alpaca", {"instruction": "a", "question": "b", "output": "c"},
+         "instruction and question both hold a prompt; keep one of them"),
+        ("completion", {"prompt": "a", "query": "b", "completion": "c"},
+         "prompt and query both hold a prompt; keep one of them"),
+        ("completion", {"question": "a", "response": "b", "answer": "c"},
+         "response and answer both hold an answer; keep one of them"),
+        ("rated", {"prompt": "a", "responses": ["b"], "answers": ["c"], "scores": [1]},
+         "responses and answers both hold answers; keep one of them"),
+        ("rated", {"prompt": "a", "responses": ["b"], "ranks": [1], "scores": [1]},
+         "scores and ranks both hold scores; keep one of them"),
+        ("rated", {"prompt": "a", "responses": [{"text": "b", "answer": "c", "score": 1}]},
+         "text and answer both hold an answer; keep one of them"),
+        ("completion", {"prompt": ASKED, "context": "b", "completion": "c"},
+         "context beside a conversation in prompt; put it into that conversation"),
+        ("completion", {"prompt": ASKED, "input": "b", "completion": "c"},
+         "input beside a conversation in prompt; put it into that conversation"),
+        ("completion", {"prompt": "\n\nHuman: a", "history": [["b", "c"]], "completion": "d"},
+         "history beside a conversation in prompt; put it into that conversation"),
+        ("pairs", {"chosen": TALK, "rejected": OTHER, "history": [["b", "c"]]},
+         "history beside a conversation in chosen; put it into that conversation"),
+        ("prompts", {"prompt": "a", "turns": ["b"]},
+         "turns and prompt both hold a prompt; keep one of them"),
+        ("prompts", {"turns": ["b"], "context": "c"},
+         "context beside a conversation in turns; put it into that conversation"),
+        ("completion", {"prompt": "Hi", "completion": [SYSTEM, message("assistant", "a")]},
+         "completion: expected the assistant's message alone, got [{'role': 'system', 'content': "
+         "'S'}, {'role': 'assistant'..."),
+        ("messages", {"messages": [*ASKED, message("assistant", "a", tool_calls=[{"id": "1"}])]},
+         "messages: only text can be trained on, got a message with tool_calls"),
+        ("pairs", {"prompt": "Hi", "chosen": message("assistant", "a", function_call={"name": "f"}),
+                   "rejected": "b"},
+         "chosen: only text can be trained on, got a message with function_call"),
+        ("messages", {"messages": [message("user", None)]}, "messages: content is missing"),
+        ("messages", {"messages": [{"content": "Hi"}]}, "messages: role is missing"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": 5}]},
+         "conversations: value: expected text, got 5"),
+        ("messages", {"messages": [SYSTEM, *TALK], "system": "R"},
+         "two system texts that differ: 'S' and 'R'"),
+        ("pairs", {"prompt": [SYSTEM, *ASKED], "rejected": [message("system", "R"), *OTHER],
+                   "chosen": [message("system", "R"), *TALK]},
+         "two system texts that differ: 'S' and 'R'"),
+        ("completion", {"prompt": "Hi", "completion": "a", "system": "S", "system_prompt": "R"},
+         "two system texts that differ: 'S' and 'R'"),
+        ("pairs", {"prompt": "a", "chosen": TALK + OTHER, "rejected": [*TALK, *TALK]},
+         "the prompt is not among the messages before the last of chosen"),
+        ("pairs", {"prompt": [*ASKED, *ASKED], "chosen": TALK, "rejected": OTHER},
+         "the prompt is not among the messages before the last of chosen"),
+        ("pairs", {"prompt": "Hi", "chosen": str(TALK), "rejected": "b"}, f"chosen: {PRINTED}"),
+        ("hh_rlhf", {"chosen": str(TALK), "rejected": str(OTHER)}, f"chosen: {PRINTED}"),
+        ("completion", {"prompt": "Hi", "completion": str(OTHER)}, f"completion: {PRINTED}"),
+        ("completion", {"prompt": str(ASKED), "completion": "a"}, f"prompt: {PRINTED}"),
+    ],
+)  # fmt: skip
+def test_what_would_be_dropped_or_read_as_something_else_is_refused_by_name(
+    format: str, row: Any, why: str
+) -> None:
+    assert reason(format, row) == why
+
+
+def test_equal_system_texts_and_empty_fields_beside_a_prompt_are_no_fault() -> None:
+    row = {"prompt": [SYSTEM, *ASKED], "system": " S ", "context": " ", "history": [], "query": ""}
+    answers = {"chosen": [SYSTEM, *TALK], "rejected": [SYSTEM, *OTHER]}
+    result = read("pairs", {**row, **answers, "tool_calls": []})
+    assert [example.system_info for example in result.examples] == ["S"]
+    (plain,) = read("pairs", {"chosen": TALK, "rejected": OTHER, "system": "S"}).examples
+    assert plain.system_info == "S"
+    answers = {key: [SYSTEM, side[-1]] for key, side in (("chosen", TALK), ("rejected", OTHER))}
+    (told,) = read("pairs", {"prompt": "Hi", **answers}).examples
+    assert (told.system_info, len(told.turns)) == ("S", 1)
+
+
+UNTRAINED = [*TALK, *ASKED, message("assistant", "b", weight=0)]
+
+
+LAST_UNTRAINED = "messages: the last answer has the weight 0; nothing to train"
+
+
+NO_ANSWER = "messages: the last message is not the assistant's; nothing to train"
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "every", "last"),
+    [
+        ({"messages": UNTRAINED}, [1], None, LAST_UNTRAINED),
+        ({"messages": UNTRAINED, "label": True}, [], LAST_UNTRAINED, LAST_UNTRAINED),
+        ({"messages": [*TALK, *ASKED, message("assistant", "b", train=False)]}, [1], None,
+         LAST_UNTRAINED),
+        ({"messages": [*TALK, *OTHER, *ASKED]}, [1, 3], None, None),
+        ({"messages": [*TALK, *ASKED], "label": True}, [], NO_ANSWER, NO_ANSWER),
+        ({"messages": [TALK[1], *TALK]}, [],
+         *["messages: the first turn is the assistant's; it must be the user's"] * 2),
+    ],
+)  # fmt: skip
+def test_which_answers_of_a_conversation_are_trained(
+    row: Any, turns: list[int], every: str | None, last: str | None
+) -> None:
+    result = read("messages", row)
+    assert [len(example.turns) for example in result.examples] == turns
+    assert [bad.reason for bad in result.bad] == [every] * (every is not None)
+    final = read("messages", row, assistant_turns="last")
+    assert [bad.reason for bad in final.bad] == [last] * (last is not None)
+    assert final.examples == (result.examples[-1:] if last is None else [])
+
+
+def test_a_message_whose_weight_is_null_is_trained() -> None:
+    talk = [message("user", "Hi", weight=None), message("assistant", "Hello!", weight=None)]
+    assert len(read("messages", {"messages": talk}).examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "desirable"),
+    [(1.0, True), ("1.0", True), ("true", True), (0.0, False), ("0.0", False), (None, None)],
+)
+def test_a_label_may_be_a_number(label: Any, desirable: bool | None) -> None:
+    (example,) = read("completion", {"prompt": "Hi", "completion": "a", "label": label}).examples
+    assert example.responses[0].desirable is desirable
