@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,13 +54,14 @@ from metaalign.data.parts import (
 from metaalign.data.store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
 from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.view import choose_examples, write_page
 from metaalign.data.writer import StoreWriter
 from metaalign.errors import DataError
 from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.template import Template
 from metaalign.tracking import Run
 
-ROOMS = ("examples.py", "template.py", "preferences", "data")
+ROOMS = ("examples.py", "template.py", "wire.py", "preferences", "data")
 """Where the code lies that decides what a store holds."""
 
 _SHOWN = ("rows", "used", "quarantined", "written", TRAIN, HELD_OUT)
@@ -67,6 +69,7 @@ _SHOWN = ("rows", "used", "quarantined", "written", TRAIN, HELD_OUT)
 
 _BAD_ROWS_SHOWN = 3
 _REASONS_SHOWN = 5
+_EXAMPLES_SHOWN = 12
 _CONSOLE = Console(markup=False, highlight=False)
 
 
@@ -87,6 +90,10 @@ def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
     for name in (MANIFEST_FILE, "ledger.json", QUARANTINE):
         if (store.path / name).exists():
             run.log_artifact(store.path / name, "store")
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "store.html"
+        write_page(store, page, choose_examples(store, _EXAMPLES_SHOWN))
+        run.log_artifact(page, "store")
     return store
 
 

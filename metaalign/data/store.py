@@ -148,3 +148,9 @@ def map_table(file: Path) -> pa.Table:
     """An Arrow file as a table that lies in the file itself."""
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+if __name__ == "__main__":  # python -m metaalign.data.store PATH
+    from metaalign.data.view import main
+
+    main()

@@ -1,0 +1,226 @@
+"""A token store to look at: manifest, lengths, and examples in colour, for terminals and as a page.
+
+A colour is a tier; white on it is a token that no text can make; underlined is what a loss is taken
+on. Knows no Ray.
+"""
+
+import argparse
+import io
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from metaalign.data.ledger import LEFT_OUT
+from metaalign.data.store import TokenStore
+from metaalign.errors import DataError, MetaAlignError
+from metaalign.examples import best_response
+from metaalign.template import TIERS
+
+_STYLES = {
+    "system_info": "red",
+    "user_info": "magenta",
+    "user_query": "blue",
+    "response": "green",
+}
+_LEFT_OUT = ("quarantined", *LEFT_OUT)
+"""Counts of the ledger that are shown only where something was left out."""
+
+_SHOWN_CHARACTERS = 700
+_BAR_WIDTH = 40
+_PAGE_WIDTH = 110
+
+
+def look(store: TokenStore, examples: Sequence[int]) -> Group:
+    """The whole view of a store and of some of its examples."""
+    parts: list[RenderableType] = [_overview(store), _ledger(store), _lengths(store), _legend()]
+    parts += [_example(store, example) for example in examples]
+    return Group(*parts)
+
+
+def choose_examples(store: TokenStore, count: int) -> list[int]:
+    """Up to `count` examples, of as many recipes, source files and splits as can be."""
+    columns = store.columns
+    recipes = [store.tags(example).get("recipe", "") for example in _spread(len(store))]
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for example, recipe in zip(_spread(len(store)), recipes, strict=True):
+        key = (recipe, str(columns.source_file[example]), str(columns.split[example]))
+        kinds.setdefault(key, []).append(example)
+    turns = max(map(len, kinds.values()), default=0)
+    chosen = [kind[turn] for turn in range(turns) for kind in kinds.values() if turn < len(kind)]
+    return sorted(chosen[:count])
+
+
+def _spread(size: int, most: int = 2_000) -> list[int]:
+    """Places all over a store, so that a large one is not walked."""
+    return [int(place) for place in np.unique(np.linspace(0, size - 1, min(size, most)))]
+
+
+def write_page(store: TokenStore, file: Path, examples: Sequence[int]) -> None:
+    """The view as one HTML page."""
+    console = Console(record=True, width=_PAGE_WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(look(store, examples))
+    file.write_text(console.export_html(), encoding="utf-8")
+
+
+def _overview(store: TokenStore) -> Table:
+    manifest = store.manifest
+    table = Table(title=str(store.path), show_header=False, title_justify="left")
+    rows = {
+        "examples": f"{len(store):,}",
+        **{f"by {name}": _listed(counts) for name, counts in manifest["counts"].items() if counts},
+        "meta-prompts": f"{len(np.unique(store.columns.meta_prompt)):,} different",
+        "tokens": _listed(
+            {tier: bins["tokens"] for tier, bins in manifest["token_histogram"].items()}
+        ),
+        "shared prefix": ", ".join(
+            f"{name} {share:.1%}" for name, share in manifest["shared_prefix"].items()
+        ),
+        "shards": f"{len(manifest['shards']):,}",
+        "fingerprint": manifest["fingerprint"][:16],
+        "template": manifest["template_fingerprint"][:16],
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _listed(counts: dict[str, int], most: int = 8) -> str:
+    shown = [f"{name.rpartition('/')[2]} {count:,}" for name, count in counts.items()]
+    more = [f"and {len(shown) - most} more"] if len(shown) > most else []
+    return ", ".join(shown[:most] + more)
+
+
+def _ledger(store: TokenStore) -> Table:
+    table = Table(title="where its examples come from", title_justify="left")
+    table.add_column("source", overflow="fold")
+    ledger = store.manifest["ledger"]
+    names = ["rows", *(name for name in _LEFT_OUT if any(entry.get(name) for entry in ledger))]
+    for name in [*names, "written"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in ledger:
+        counts = (f"{entry.get(name, 0):,}" for name in [*names, "written"])
+        table.add_row(str(entry["source"]).rpartition("/")[2], *counts)
+    return table
+
+
+def _lengths(store: TokenStore) -> Table:
+    """How many sequences, a prompt and one response each, have at most so many tokens."""
+    columns = store.columns
+    lengths = np.repeat(columns.prompt_length, columns.response_count) + columns.response_length
+    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
+    bins, counts = np.unique(powers, return_counts=True)
+    table = Table(title="tokens of a prompt and one response", title_justify="left")
+    table.add_column("at most", justify="right")
+    table.add_column("sequences", justify="right")
+    table.add_column("", min_width=_BAR_WIDTH)
+    for power, count in zip(bins, counts, strict=True):
+        bar = "█" * math.ceil(_BAR_WIDTH * int(count) / int(counts.max()))
+        table.add_row(f"{2 ** int(power):,}", f"{int(count):,}", Text(bar, style="cyan"))
+    table.caption = f"median {int(np.median(lengths)):,}, longest {int(lengths.max()):,}"
+    return table
+
+
+def _legend() -> Text:
+    text = Text("\nA tier has a colour: ")
+    for tier, style in _STYLES.items():
+        text.append(tier, style=style)
+        text.append(", ")
+    text.append("a token that no text can make is ").append("white on it", style="white on blue")
+    text.append(", and what a loss is taken on is ").append("underlined", style="underline")
+    return text.append(".")
+
+
+def _example(store: TokenStore, example: int) -> Panel:
+    columns = store.columns
+    tags = {name: tag for name, tag in store.tags(example).items() if tag}
+    told = " · ".join([f"{name} {tag}" for name, tag in tags.items()])
+    file = str(columns.source_file[example]).rpartition("/")[2]
+    title = f"example {example} · {file}, row {columns.source_row[example]}"
+    return Panel(
+        Group(*_prompt(store, example), *_responses(store, example)),
+        title=Text(title), title_align="left", subtitle=Text(told), subtitle_align="left",
+    )  # fmt: skip
+
+
+def _prompt(store: TokenStore, example: int) -> Iterator[Text]:
+    columns, tokens = store.columns, store.prompt(example)
+    segments = range(*columns.segment_start[example : example + 2])
+    start = 0
+    for segment in segments:
+        tier, length = TIERS[columns.segment_tier[segment]], int(columns.segment_length[segment])
+        yield _tokens(store, tokens[start : start + length], tier)
+        start += length
+    yield _tokens(store, tokens[start:], "response")
+
+
+def _responses(store: TokenStore, example: int) -> Iterator[Text]:
+    columns = store.columns
+    places = range(*columns.response_start[example : example + 2])
+    scores = [None if np.isnan(score) else float(score) for score in columns.order_score[places]]
+    desirable = [{1: True, 0: False}.get(int(mark)) for mark in columns.desirable[places]]
+    best = best_response(scores, desirable)
+    for k, (score, mark) in enumerate(zip(scores, desirable, strict=True)):
+        told = [f"response {k + 1} of {len(scores)}"]
+        told += [] if score is None else [f"score {score:g}"]
+        told += [] if mark is None else ["desirable" if mark else "undesirable"]
+        told += ["SFT trains this one"] if k == best else []
+        yield Text(" · ".join(told), style="dim italic")
+        yield _tokens(store, store.response(example, k), "response", "underline")
+
+
+def _tokens(store: TokenStore, ids: np.ndarray, tier: str, mark: str = "") -> Text:
+    """Tokens as text; those that no text can make by their names."""
+    template, text, run = store.template, Text(), list[int]()
+    special = {template.bos_id, template.eos_id, *template.control_ids.values()}
+    for id in [*ids.tolist(), None]:
+        if id is not None and id not in special:
+            run.append(id)
+            continue
+        text.append(_shortened(template.decode(run)), style=f"{_STYLES[tier]} {mark}")
+        run = []
+        if id is not None:
+            name = str(template.tokenizer.convert_ids_to_tokens(id))
+            text.append(name, style=f"white on {_STYLES[tier]} {mark}")
+    return text
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    half = _SHOWN_CHARACTERS // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m metaalign.data.store PATH`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m metaalign.data.store", description="Look at a token store."
+    )
+    parser.add_argument("path", type=Path, help="the store's folder")
+    parser.add_argument("--examples", type=int, default=4, metavar="N", help="how many to show")
+    parser.add_argument(
+        "--example", type=int, action="append", metavar="NUMBER", help="one to show, from 0"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page instead")
+    given = parser.parse_args(arguments)
+    try:
+        store = TokenStore.open(given.path)
+        chosen = given.example or choose_examples(store, given.examples)
+        unknown = [example for example in chosen if not 0 <= example < len(store)]
+        if unknown:
+            raise DataError(
+                f"--example: there is no {unknown[0]}; the last one is {len(store) - 1}"
+            )
+        if given.page is not None:
+            write_page(store, given.page, chosen)
+        else:
+            Console(highlight=False).print(look(store, chosen))
+    except MetaAlignError as error:
+        sys.exit(f"error: {error}")
