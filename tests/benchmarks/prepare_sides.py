@@ -63,7 +63,6 @@ def trl_seconds(file: Path, tokenizer: Path) -> list[float]:
         num_attention_heads=1,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as cache:
-        datasets.config.HF_DATASETS_CACHE = cache
         first = datasets.Dataset.from_list([json.loads(file.open(encoding="utf-8").readline())])
         arguments: Any = DPOConfig(
             output_dir=cache, dataset_num_proc=2, max_length=None, use_cpu=True, report_to=[]
