@@ -44,8 +44,10 @@ class Reading:
         Raises:
             RowError: no answer of the row was judged by it.
         """
+        if self.order_by is None:
+            return examples
         names = judged_objectives(each.scores for example in examples for each in example.responses)
-        if self.order_by is None or not names:
+        if not names:
             return examples
         if self.order_by not in names:
             raise RowError(f"order_by {self.order_by!r} is not among its objectives {names}")
@@ -96,7 +98,8 @@ class FileRead:
     def ignore(self, row: Mapping[str, Any], known: Container[str]) -> None:
         """Count what a row has under keys that its format does not read."""
         unread = [key for key, value in row.items() if value is not None and key not in known]
-        self.ignored.update(map(printable, unread))
+        if unread:
+            self.ignored.update(map(printable, unread))
 
 
 def printable(text: str) -> str:

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -93,15 +94,14 @@ class SegmentEncoder:
             *(segment.text for prompt in prompts for segment in prompt),
             *(response.text for example in examples for response in example.responses),
         )
-        columns = {name: [] for name in ENCODED_SCHEMA.names}
         runs: list[bytes] = []
-        offset = 0
-        for example, prompt in zip(examples, prompts, strict=True):
-            row = self._row(example, prompt, runs)
-            for name, value in row.items():
-                columns[name].append(value)
-            columns["offset"].append(offset)
-            offset += row["prompt_length"] + sum(row["response_lengths"])
+        rows = [
+            self._row(example, prompt, runs)
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
+        sizes = [row["prompt_length"] + sum(row["response_lengths"]) for row in rows]
+        columns = {name: [row[name] for row in rows] for name in ENCODED_SCHEMA.names[1:]}
+        columns["offset"] = list(accumulate(sizes, initial=0))[:-1]
         arrays = [pa.array(columns[field.name], field.type) for field in ENCODED_SCHEMA]
         index = pa.Table.from_arrays(arrays, schema=ENCODED_SCHEMA)
         return Encoded(tokens=np.frombuffer(b"".join(runs), dtype=np.int32), index=index)

@@ -99,9 +99,10 @@ def read_rows(records: Iterable[Record], name: str, format: str, reading: Readin
 
 def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
     """Count what was not read of a row that was used."""
-    known = shape.keys | shape.more
-    result.ignore(row, known.union(shape.reads(row)))
-    result.ignored.update(map(printable, unread_keys(row, known & _SPOKEN)))
+    result.ignore(row, shape.known.union(shape.reads(row)))
+    spoken = shape.known & _SPOKEN
+    if spoken:
+        result.ignored.update(map(printable, unread_keys(row, spoken)))
 
 
 def _complete(example: Example, reading: Reading, *, answered: bool) -> Example:

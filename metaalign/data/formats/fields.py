@@ -1,5 +1,6 @@
 """A row's fields by name and type: what is missing or of another type is a RowError."""
 
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,22 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
         RowError: it is no valid text, or is missing and there is no default.
     """
     value = row.get(key)
-    if value is None and default is not None:
-        return default
+    return default if value is None and default is not None else as_text(value, key)
+
+
+def as_text(value: Any, name: str) -> str:
+    """A value as text.
+
+    Raises:
+        RowError: it is none, or no valid one.
+    """
+    if isinstance(value, str) and (value.isascii() or is_utf8(value)):
+        return value
     if value is None:
-        raise RowError(f"{key} is missing")
+        raise RowError(f"{name} is missing")
     if not isinstance(value, str):
-        raise RowError(f"{key}: expected text, got {short(value)}")
-    if not is_utf8(value):
-        raise RowError(f"{key}: text is not valid UTF-8")
-    return value
+        raise RowError(f"{name}: expected text, got {short(value)}")
+    raise RowError(f"{name}: text is not valid UTF-8")
 
 
 def is_filled(value: Any) -> bool:
@@ -57,10 +65,19 @@ def number(row: Mapping[str, Any], key: str, default: float | None = None) -> fl
     Raises:
         RowError: it is none.
     """
-    value = default if row.get(key) is None else row[key]
+    value = row.get(key)
+    return as_number(default if value is None else value, key)
+
+
+def as_number(value: Any, name: str) -> float:
+    """A value as a finite number, which may be digits.
+
+    Raises:
+        RowError: it is none.
+    """
     found = _number(value)
     if not abs(found) <= sys.float_info.max:  # not a number fails this too
-        raise RowError(f"{key}: expected a finite number, got {short(value)}")
+        raise RowError(f"{name}: expected a finite number, got {short(value)}")
     return float(found)
 
 
@@ -128,15 +145,17 @@ def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]
     value = row.get(key)
     if value is None:
         return {}
-    if isinstance(value, list) and all(
-        isinstance(each, dict) and each.keys() == {name, "value"} for each in value
-    ):
-        value = {text(each, name): each["value"] for each in value}
+    if isinstance(value, list) and all(map(functools.partial(_is_named, name=name), value)):
+        return {as_text(each[name], name): each["value"] for each in value}
     if not isinstance(value, dict):
         raise RowError(f"{key}: expected an object, got {short(value)}")
     if not all(map(is_utf8, value)):
         raise RowError(f"{key}: text is not valid UTF-8")
     return value
+
+
+def _is_named(value: Any, *, name: str) -> bool:
+    return isinstance(value, dict) and len(value) == 2 and name in value and "value" in value
 
 
 def short(value: Any) -> str:

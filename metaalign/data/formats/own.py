@@ -10,7 +10,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from metaalign.data.formats.fields import flag, items, mapping, number, text
+from metaalign.data.formats.fields import as_number, as_text, flag, items, mapping, number, text
 from metaalign.data.reading import Reading
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
@@ -34,7 +34,7 @@ def read_metaalign(row: Mapping[str, Any], source: Source, reading: Reading) -> 
         margin=number(row, "margin", 0.0),
         order_by=text(row, "order_by", PREFERENCE),
         tags={
-            name: text({f"tags.{name}": tag}, f"tags.{name}")
+            name: as_text(tag, f"tags.{name}")
             for name, tag in mapping(row, "tags", name="key").items()
             if tag is not None
         },
@@ -55,7 +55,7 @@ def _response(response: Mapping[str, Any]) -> Response:
     return Response(
         text=text(response, "text"),
         scores={
-            name: None if score is None else number({name: score}, name)
+            name: None if score is None else as_number(score, name)
             for name, score in scores.items()
         },
         desirable=flag(response, "desirable"),

@@ -20,7 +20,16 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metaalign.data.formats.fields import is_filled, items, mapping, number, one_of, short, text
+from metaalign.data.formats.fields import (
+    as_number,
+    is_filled,
+    items,
+    mapping,
+    number,
+    one_of,
+    short,
+    text,
+)
 from metaalign.data.formats.messages import Dialogue
 from metaalign.data.formats.prompts import read_prompt
 from metaalign.data.reading import Reading, judged_objectives
@@ -119,7 +128,7 @@ def _scores(answer: Mapping[str, Any], overall: str | None) -> Scores:
 
 def _rating(rating: Any, name: str) -> float | None:
     """A rating; UltraFeedback writes "N/A" where there is none."""
-    return None if rating in _UNRATED else number({name: rating}, name)
+    return None if rating in _UNRATED else as_number(rating, name)
 
 
 def _scores_beside(row: Mapping[str, Any], count: int) -> list[Scores]:
@@ -185,8 +194,8 @@ def _split(row: Mapping[str, Any], key: str) -> list[str]:
 
 
 def read_fine_grained(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
-    """A ranking of four answers, and the first one's correction over it, by what was wrong; what was
-    not wrong is equal."""
+    """A ranking of four answers, and the correction of the first by what was wrong; what was not is
+    equal."""
     titled = items(row, "passages", of=list, default=())
     passages = ["\n".join(text({"passages": line}, "passages") for line in each) for each in titled]
     prompt = Dialogue([Turn("user", "\n\n".join([*passages, text(row, "question")]))])

@@ -7,6 +7,7 @@ shape show a row of it.
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from metaalign.data.formats.chats import (
@@ -63,6 +64,11 @@ class Shape:
     tells: Callable[[Row], bool]
     needs: tuple[Sequence[str], ...]
     note: str
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """What is read of every row."""
+        return self.keys | self.more
 
 
 def _shape(
