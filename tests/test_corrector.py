@@ -30,7 +30,7 @@ def test_a_corrector_is_trained_in_three_stages(tmp_path: Path, shared_data: Pat
         tokenizer = f"tokenizer.path={FIRST}/tokenizer"
         prepare_store(_load(PrepareConfig, "corrector_prepare", tmp_path, source, *own, tokenizer))
     small = ("length.epochs=null", "length.max_steps=8", "batch.global_batch_size=16")
-    small += ("workers.num_workers=1",)
+    small += ("held_out.max_examples=12",)
     start: tuple[str, ...] = ()
     for stage, store in enumerate(("corrector_warm_up", "corrector_equal", FIRST)):
         own = (f"store={store}", f"output=stage_{stage}", *small, *start)
