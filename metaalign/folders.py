@@ -7,6 +7,7 @@ storage cannot do is a StorageError; what is not there is told apart from that. 
 
 import os
 import shutil
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +133,21 @@ def modified(path: Folder) -> int | None:
         return path.stat().st_mtime_ns
     with _reaching(path):
         return path.store.get_file_info(path.path).mtime_ns
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Where to write a file that is put in its place when it is complete, or not at all.
+
+    Two that write the same file at once do not meet. What a killed process leaves ends in `.part`.
+    """
+    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield unfinished
+        if unfinished.exists():
+            os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def size_of(path: Folder) -> int | None:

@@ -9,7 +9,10 @@ from tests.rows import ASKED, OTHER, TALK, message, read, reason
 SYSTEM = message("system", "S")
 
 
-PRINTED = "a list of messages that was printed as text; export the rows as JSON lines or Parquet, which keep lists"  # noqa: E501
+PRINTED = (
+    "a list of messages that was printed as text; export the rows as JSON lines or Parquet, which "
+    "keep lists"
+)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,12 @@ def test_the_ranges_of_a_parquet_file_hold_each_of_its_rows_once(tmp_path: Path)
         assert [record.row for record in records] == [*range(100)]
 
 
+def test_a_parquet_file_without_rows_is_one_empty_range(tmp_path: Path) -> None:
+    pq.ParquetWriter(tmp_path / "rows", pa.schema([("a", pa.string())])).close()
+    assert split_file(tmp_path / "rows", 1) == [None]
+    assert list(read_records(tmp_path / "rows")) == []
+
+
 @pytest.mark.parametrize("kind", ["array", "csv", "packed"])
 def test_what_can_only_be_read_from_its_beginning_is_one_range(tmp_path: Path, kind: str) -> None:
     content = gzip.compress(KINDS["lines"]) if kind == "packed" else KINDS[kind]

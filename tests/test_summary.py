@@ -51,6 +51,9 @@ def test_tallies_are_the_same_in_any_pieces(template: Template, pieces: list[int
         "user_query": {"tokens": 11, "2": 1, "4": 1, "8": 1},
         "response": {"tokens": 11, "2": 4, "4": 1},
     }
+    # sequences of 10, 11, 8, 8 and 8 tokens
+    assert summary.sequence_histogram() == {"longest": 11, "8": 3, "16": 2}
+    assert summary.meta_prompts() == 2
     # 8 + 2 and 8 + 3, 6 + 2, 6 + 2 and 6 + 2; two prompts stand again, of 8 and of 6 tokens, and
     # the 3 of "me".
     assert summary.shared_prefix() == {"responses": 14 / 45, "meta_prompt": 17 / 45}

@@ -5,9 +5,7 @@ estimates it (Broder 1997; datasketch's LSH finds the candidates), reaches a thr
 signatures of the held-out split are held in memory; nothing of the training split is.
 """
 
-import os
 import re
-import uuid
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 from metaalign.examples import HELD_OUT, Example
+from metaalign.folders import whole_file
 
 _PERMUTATIONS, _SCHEME = 128, "affine32"
 _WORDS = 3
@@ -49,10 +48,8 @@ class HeldOutSignatures:
 
     def write(self, file: Path) -> None:
         """Whole or not at all, the same however often a task is run."""
-        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
-        with unfinished.open("wb") as stream:
+        with whole_file(file) as unfinished, unfinished.open("wb") as stream:
             np.save(stream, np.array(self._rows).reshape(-1, _PERMUTATIONS))
-        os.replace(unfinished, file)
 
 
 class NearHeldOut:

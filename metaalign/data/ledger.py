@@ -8,8 +8,6 @@ run again. In the folder that the store is built in:
 """
 
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any, TextIO
 from metaalign.data.reading import BadRow, FileRead
 from metaalign.data.tokenizer import sample_texts
 from metaalign.examples import HELD_OUT, TRAIN, Example
+from metaalign.folders import whole_file
 
 FOLDER, QUARANTINE = "parts", "quarantine"
 
@@ -142,14 +141,11 @@ def quarantine(folder: Path, number: int, name: str) -> Iterator[Quarantine]:
 def _whole(file: Path) -> Iterator[TextIO]:
     """A text file that is put in place when it is complete, and only if it is not empty."""
     file.parent.mkdir(exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with whole_file(file) as unfinished:
         with unfinished.open("w", encoding="utf-8") as stream:
             yield stream
-        if unfinished.stat().st_size:
-            os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        if not unfinished.stat().st_size:
+            unfinished.unlink()
 
 
 def read_counts(folder: Path, number: int) -> dict[str, Any]:

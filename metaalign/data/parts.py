@@ -209,19 +209,24 @@ def read_part(part: Part) -> Iterator[FileRead]:
         yield read_rows(rows, part.name, part.format, part.reading)
 
 
-def survey_part(part: Part, number: int, *, folder: Path) -> None:
-    """Keep a part's counts, bad rows, a sample of its text, and its held-out signatures.
+def survey_part(
+    part: Part, number: int, *, folder: Path, sampled: bool = True, signed: bool = False
+) -> None:
+    """Keep a part's counts and bad rows, and what else is asked for.
 
     Args:
         number: The part's place in the store's order.
         folder: That the store is built in.
+        sampled: Keep a sample of its text.
+        signed: Keep the signatures of its held-out examples.
     """
-    ledger, signatures = PartLedger(sampled=True), HeldOutSignatures()
+    ledger, signatures = PartLedger(sampled=sampled), HeldOutSignatures()
     with quarantine(folder, number, part.name) as refused:
-        for _ in part_examples(part, ledger, refused, signatures.take):
+        for _ in part_examples(part, ledger, refused, signatures.take if signed else None):
             pass
     ledger.write(folder, number)
-    signatures.write(signatures_of(folder, number))
+    if signed:
+        signatures.write(signatures_of(folder, number))
 
 
 def signatures_of(folder: Path, number: int) -> Path:

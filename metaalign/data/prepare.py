@@ -167,10 +167,11 @@ def _build(
         lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     parts = split_parts(parts, folder)
-    near = None
-    if template is None or config.near_duplicates is not None:
+    near, sampled, signed = None, template is None, config.near_duplicates is not None
+    if sampled or signed:
         _CONSOLE.print(f"surveying {len(parts)} parts")
-        _for_each(parts, functools.partial(survey_part, folder=folder))
+        survey = functools.partial(survey_part, folder=folder, sampled=sampled, signed=signed)
+        _for_each(parts, survey)
         _check_ledger(config, parts, writer)
     if config.near_duplicates is not None:
         files = [signatures_of(folder, number) for number in range(len(parts))]

@@ -24,20 +24,12 @@ from metaalign.preferences import (
     compatible,
     write_answer,
 )
+from metaalign.preferences.backgrounds import ASSISTANTS, PEOPLE
 
 Preferences = tuple[Preference, ...]
 
-BACKGROUNDS = (
-    "I am a pilot.",
-    "I work at night.",
-    "My house is old.",
-    "I have two sisters.",
-    "I walk to work.",
-    "I study physics.",
-    "I live near a harbour.",
-    "I retired last year.",
-)
-IDENTITIES = ("You are a helpful assistant.", "You work for a library.", "You answer questions.")
+BACKGROUNDS, IDENTITIES = PEOPLE[:8], ASSISTANTS[:3]
+"""As many as a small model learns to pass over."""
 
 RECIPES = {"priority": 36, "helpful": 40, "consensus": 14, "opinion": 10}
 """The recipes and how many examples of a hundred each writes."""

@@ -132,7 +132,7 @@ def split_file(file: Folder, size: int) -> list[Span | None]:
     with _opened(file) as stream:
         kind = _kind(stream, file)
         if kind is _parquet_records:
-            return [*_row_groups(_parquet(stream, file), size)]
+            return [*_row_groups(_parquet(stream, file), size)] or [None]
         if kind is _line_records and isinstance(file, Path) and not _is_packed(stream):
             return [*_line_spans(stream, file, size)]
     return [None]

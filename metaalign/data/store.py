@@ -13,6 +13,7 @@ Knows no file format of users and no Ray. A finished store:
 """
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ class TokenStore:
 
     Attributes:
         path: The store's folder.
-        manifest: schema_version, fingerprint, template_fingerprint, counts, token_histogram,
-            shared_prefix, ledger.
+        manifest: schema_version, fingerprint, template_fingerprint, counts, meta_prompts,
+            token_histogram, sequence_histogram, shared_prefix, ledger.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], index: pa.Table) -> None:
@@ -124,6 +125,12 @@ class TokenStore:
 
     def _prompt_length(self, example: int) -> int:
         return self.columns.prompt_length[example]
+
+    def subset(self, examples: Sequence[int]) -> "TokenStore":
+        """The store of some examples, numbered anew: little is read of a large one."""
+        return TokenStore(
+            self.path, self.manifest, self._index.take(pa.array(examples, pa.int64()))
+        )
 
     def tags(self, example: int) -> dict[str, str]:
         """An example's tags: recipe, family, conflict type, split and whatever its file gave."""

@@ -25,7 +25,8 @@ class Summary:
         }  # fmt: skip
         self._bins: dict[str, Counter[int]] = {tier: Counter() for tier in TIERS}
         self._tokens: Counter[str] = Counter()
-        self._sequences = self._once = 0
+        self._sequence_bins: Counter[int] = Counter()
+        self._longest = self._sequences = self._once = 0
         self._meta_prompts: list[np.ndarray] = []
         self._meta_lengths: list[np.ndarray] = []
 
@@ -51,6 +52,9 @@ class Summary:
         self._add_bins("response", responses)
         prompts = _column(index, "prompt_length").to_numpy().astype(np.int64)
         answers = _column(index, "response_lengths").value_lengths().to_numpy()
+        lengths_of_sequences = np.repeat(prompts, answers) + responses
+        self._longest = max(self._longest, int(lengths_of_sequences.max(initial=0)))
+        _tally(self._sequence_bins, lengths_of_sequences)
         self._once += int(prompts.sum() + responses.sum())
         self._sequences += int((prompts * answers).sum() + responses.sum())
         starts = _column(index, "segment_tiers").offsets.to_numpy()[:-1]
@@ -61,10 +65,8 @@ class Summary:
         self._meta_lengths.append(meta.astype(np.int32))
 
     def _add_bins(self, tier: str, lengths: np.ndarray) -> None:
-        powers, counts = np.unique(np.ceil(np.log2(np.maximum(lengths, 1))), return_counts=True)
         self._tokens[tier] += int(lengths.sum())
-        for power, count in zip(powers, counts, strict=True):
-            self._bins[tier][2 ** int(power)] += int(count)
+        _tally(self._bins[tier], lengths)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Examples by split, recipe and source file."""
@@ -75,10 +77,18 @@ class Summary:
         return {
             tier: {
                 "tokens": self._tokens[tier],
-                **{str(most): bins[most] for most in sorted(bins)},
+                **_told(bins),
             }
             for tier, bins in self._bins.items()
         }
+
+    def sequence_histogram(self) -> dict[str, int]:
+        """How many sequences, a prompt and one response each, have at most 2^k tokens."""
+        return {"longest": self._longest, **_told(self._sequence_bins)}
+
+    def meta_prompts(self) -> int:
+        """How many different System Info and User Info there are, taken together."""
+        return len(np.unique(np.concatenate(self._meta_prompts)))
 
     def shared_prefix(self) -> dict[str, float]:
         """The share of all sequences' tokens that need not be computed again.
@@ -94,6 +104,16 @@ class Summary:
             "responses": saved / self._sequences,
             "meta_prompt": (saved + repeated) / self._sequences,
         }
+
+
+def _tally(bins: Counter[int], lengths: np.ndarray) -> None:
+    powers, counts = np.unique(np.ceil(np.log2(np.maximum(lengths, 1))), return_counts=True)
+    for power, count in zip(powers, counts, strict=True):
+        bins[2 ** int(power)] += int(count)
+
+
+def _told(bins: Counter[int]) -> dict[str, int]:
+    return {str(most): bins[most] for most in sorted(bins)}
 
 
 def _column(index: pa.Table, name: str) -> Any:

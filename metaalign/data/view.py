@@ -40,17 +40,19 @@ _PAGE_WIDTH = 110
 def look(store: TokenStore, examples: Sequence[int]) -> Group:
     """The whole view of a store and of some of its examples."""
     parts: list[RenderableType] = [_overview(store), _ledger(store), _lengths(store), _legend()]
-    parts += [_example(store, example) for example in examples]
+    chosen = store.subset(examples)
+    parts += [_example(chosen, place, number) for place, number in enumerate(examples)]
     return Group(*parts)
 
 
 def choose_examples(store: TokenStore, count: int) -> list[int]:
     """Up to `count` examples, of as many recipes, source files and splits as can be."""
-    columns = store.columns
-    recipes = [store.tags(example).get("recipe", "") for example in _spread(len(store))]
+    looked_at = _spread(len(store))
+    some = store.subset(looked_at)
     kinds: dict[tuple[str, str, str], list[int]] = {}
-    for example, recipe in zip(_spread(len(store)), recipes, strict=True):
-        key = (recipe, str(columns.source_file[example]), str(columns.split[example]))
+    for place, example in enumerate(looked_at):
+        source, split = some.columns.source_file[place], some.columns.split[place]
+        key = (some.tags(place).get("recipe", ""), str(source), str(split))
         kinds.setdefault(key, []).append(example)
     turns = max(map(len, kinds.values()), default=0)
     chosen = [kind[turn] for turn in range(turns) for kind in kinds.values() if turn < len(kind)]
@@ -75,7 +77,7 @@ def _overview(store: TokenStore) -> Table:
     rows = {
         "examples": f"{len(store):,}",
         **{f"by {name}": _listed(counts) for name, counts in manifest["counts"].items() if counts},
-        "meta-prompts": f"{len(np.unique(store.columns.meta_prompt)):,} different",
+        "meta-prompts": f"{manifest['meta_prompts']:,} different",
         "tokens": _listed(
             {tier: bins["tokens"] for tier, bins in manifest["token_histogram"].items()}
         ),
@@ -112,18 +114,16 @@ def _ledger(store: TokenStore) -> Table:
 
 def _lengths(store: TokenStore) -> Table:
     """How many sequences, a prompt and one response each, have at most so many tokens."""
-    columns = store.columns
-    lengths = np.repeat(columns.prompt_length, columns.response_count) + columns.response_length
-    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
-    bins, counts = np.unique(powers, return_counts=True)
+    bins = dict(store.manifest["sequence_histogram"])
+    longest, highest = bins.pop("longest"), max(bins.values())
     table = Table(title="tokens of a prompt and one response", title_justify="left")
     table.add_column("at most", justify="right")
     table.add_column("sequences", justify="right")
     table.add_column("", min_width=_BAR_WIDTH)
-    for power, count in zip(bins, counts, strict=True):
-        bar = "█" * math.ceil(_BAR_WIDTH * int(count) / int(counts.max()))
-        table.add_row(f"{2 ** int(power):,}", f"{int(count):,}", Text(bar, style="cyan"))
-    table.caption = f"median {int(np.median(lengths)):,}, longest {int(lengths.max()):,}"
+    for most, count in bins.items():
+        bar = "█" * math.ceil(_BAR_WIDTH * count / highest)
+        table.add_row(f"{int(most):,}", f"{count:,}", Text(bar, style="cyan"))
+    table.caption = f"longest {longest:,}"
     return table
 
 
@@ -137,12 +137,12 @@ def _legend() -> Text:
     return text.append(".")
 
 
-def _example(store: TokenStore, example: int) -> Panel:
+def _example(store: TokenStore, example: int, number: int) -> Panel:
     columns = store.columns
     tags = {name: tag for name, tag in store.tags(example).items() if tag}
     told = " · ".join([f"{name} {tag}" for name, tag in tags.items()])
     file = str(columns.source_file[example]).rpartition("/")[2]
-    title = f"example {example} · {file}, row {columns.source_row[example]}"
+    title = f"example {number} · {file}, row {columns.source_row[example]}"
     return Panel(
         Group(*_prompt(store, example), *_responses(store, example)),
         title=Text(title), title_align="left", subtitle=Text(told), subtitle_align="left",

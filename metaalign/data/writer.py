@@ -33,6 +33,7 @@ from metaalign.data.store import (
 from metaalign.data.summary import Summary
 from metaalign.data.tokens import ENCODED_SCHEMA, Encoded
 from metaalign.errors import DataError
+from metaalign.folders import whole_file
 from metaalign.template import Template
 
 _DAY_S = 24 * 3600
@@ -135,11 +136,13 @@ class StoreWriter:
             "template_fingerprint": template.fingerprint,
             "shards": shards,
             "counts": summary.counts(),
+            "meta_prompts": summary.meta_prompts(),
             "token_histogram": summary.token_histogram(),
+            "sequence_histogram": summary.sequence_histogram(),
             "shared_prefix": summary.shared_prefix(),
             "ledger": list(ledger),
         }
-        for left in self.folder.glob("*.part"):  # of tasks that were killed
+        for left in self.folder.rglob("*.part"):  # of tasks that were killed
             left.unlink()
         _write_json(self.folder / "ledger.json", list(ledger))
         _write_json(self.folder / MANIFEST_FILE, manifest)
@@ -179,10 +182,8 @@ class StoreWriter:
 
 def _write_table(file: Path, table: pa.Table) -> None:
     """Whole or not at all, also where two tasks write the same file at once."""
-    unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
-    with pa.ipc.new_file(unfinished, table.schema) as stream:
+    with whole_file(file) as unfinished, pa.ipc.new_file(unfinished, table.schema) as stream:
         stream.write_table(table)
-    os.replace(unfinished, file)
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -38,11 +38,11 @@ def encode_seconds(file: Path, tokenizer: Path) -> list[float]:
 
 
 def _encode(backend: Any, texts: list[str], size: int) -> float:
-    started = time.perf_counter()
+    started, tokens = time.perf_counter(), 0
     for start in range(0, len(texts), size):
         encoded = backend.encode_batch_fast(texts[start : start + size], add_special_tokens=False)
-        for each in encoded:
-            each.ids  # noqa: B018
+        tokens += sum(len(each.ids) for each in encoded)
+    assert tokens >= len(texts), "no text is empty"
     return time.perf_counter() - started
 
 
@@ -80,11 +80,12 @@ def trl_seconds(file: Path, tokenizer: Path) -> list[float]:
 
 
 def prepare_once(file: Path, tokenizer: Path, storage: str) -> None:
-    """The prepare job in a cluster of its own."""
+    """The whole prepare job, its tracked run and page too, in a cluster of its own."""
     import ray
 
     from metaalign.config import PrepareConfig
-    from metaalign.data.prepare import prepare_store
+    from metaalign.data.prepare import run_prepare
+    from metaalign.tracking import open_run
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     settings = {
@@ -93,7 +94,9 @@ def prepare_once(file: Path, tokenizer: Path, storage: str) -> None:
         "tokenizer": {"path": str(tokenizer)},
         "held_out_ratio": 0,
     }
-    prepare_store(PrepareConfig.model_validate(settings))
+    config = PrepareConfig.model_validate(settings)
+    with open_run(config.tracking, storage=storage, name="prepare") as run:
+        run_prepare(config, run)
 
 
 def memory_peaks(file: Path, tokenizer: Path, storage: Path) -> dict[str, float]:
