@@ -11,6 +11,7 @@ from rich.console import Console
 
 from metaalign.data.store import TokenStore
 from metaalign.data.view import choose_examples, look, main, write_page
+from metaalign.errors import DataError
 from metaalign.examples import Example, Response, Source, Turn
 
 
@@ -108,3 +109,10 @@ def test_the_command_shows_a_store_or_says_what_is_wrong(store: TokenStore, tmp_
         main([str(store.path), "--example", "9"])
     with pytest.raises(SystemExit, match="does not exist; run the prepare job first"):
         main([str(tmp_path / "none")])
+
+
+def test_a_store_of_an_earlier_version_is_not_shown_by_halves(store: TokenStore) -> None:
+    manifest = {name: value for name, value in store.manifest.items() if name != "meta_prompts"}
+    older = TokenStore(store.path, manifest, store._index)
+    with pytest.raises(DataError, match="prepare it again to look at it"):
+        look(older, [])

@@ -32,13 +32,25 @@ _STYLES = {
 _LEFT_OUT = ("quarantined", *LEFT_OUT)
 """Counts of the ledger that are shown only where something was left out."""
 
+_TOLD = {"meta_prompts", "sequence_histogram", "shared_prefix"}
+"""What manifests did not hold at first."""
+
 _SHOWN_CHARACTERS = 700
 _BAR_WIDTH = 40
 _PAGE_WIDTH = 110
 
 
 def look(store: TokenStore, examples: Sequence[int]) -> Group:
-    """The whole view of a store and of some of its examples."""
+    """The whole view of a store and of some of its examples.
+
+    Raises:
+        DataError: an earlier version prepared the store, and told less of it.
+    """
+    if not _TOLD <= store.manifest.keys():
+        raise DataError(
+            f"{store.path}: an earlier version prepared this token store; prepare it again to look "
+            "at it"
+        )
     parts: list[RenderableType] = [_overview(store), _ledger(store), _lengths(store), _legend()]
     chosen = store.subset(examples)
     parts += [_example(chosen, place, number) for place, number in enumerate(examples)]
