@@ -46,7 +46,7 @@ def look(store: TokenStore, examples: Sequence[int]) -> Group:
     Raises:
         DataError: an earlier version prepared the store, and told less of it.
     """
-    if not _TOLD <= store.manifest.keys():
+    if not store.manifest.keys() >= _TOLD:
         raise DataError(
             f"{store.path}: an earlier version prepared this token store; prepare it again to look "
             "at it"
