@@ -5,6 +5,7 @@ credentials of their store themselves: for S3 the AWS_... variables and ~/.aws. 
 storage cannot do is a StorageError; what is not there is told apart from that. Knows no Ray.
 """
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -300,3 +301,15 @@ def checksum(path: Folder) -> str:
         while part := file.read(READ_SIZE):
             crc32 = zlib.crc32(part, crc32)
     return f"{crc32:08x}"
+
+
+def weights_fingerprint(folder: str | Path) -> str:
+    """sha256 over the weight files and config of a Hugging Face folder."""
+    digest = hashlib.sha256()
+    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin")]
+    for path in [Path(folder) / "config.json", *sorted(files)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(READ_SIZE):
+                digest.update(block)
+    return digest.hexdigest()

@@ -182,6 +182,11 @@ class Template:
         ids = [id for segment in self.segment_ids(segments) for id in segment]
         return [*ids, *self.opening("response", first=False)]
 
+    def continued_ids(self, segments: Sequence[Segment]) -> list[int]:
+        """Token ids of a prompt and of the beginning of its response, the last segment."""
+        ids = [id for segment in self.segment_ids(segments) for id in segment]
+        return ids[: len(ids) - len(self.closing("response"))]
+
     def response_ids(self, text: str) -> list[int]:
         """Token ids that the model should answer: the text, then the end token."""
         return [*self.encode_texts([text])[0], *self.closing("response")]

@@ -13,11 +13,11 @@ from metaalign.config import DPOConfig, ExportConfig, SFTConfig, load_config
 from metaalign.config.sections import LoraConfig
 from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, ModelError
+from metaalign.folders import weights_fingerprint
 from metaalign.train.adapters import add_adapters
 from metaalign.train.driver import begin_run
 from metaalign.train.engines import PlainEngine
 from metaalign.train.export import run_export
-from metaalign.train.models import weights_fingerprint
 from metaalign.train.starting import build_policy
 from metaalign.train.task import Task
 from metaalign.train.vocabulary import has_new_tokens

@@ -10,14 +10,9 @@ from metaalign.config import ServeConfig
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.errors import RequestError
 from metaalign.preferences import FAMILIES
-from metaalign.serve.api import (
-    ChatRequest,
-    Refusal,
-    refuse_invalid,
-    render,
-    to_sampling,
-    to_segments,
-)
+from metaalign.serve.api import render, to_sampling, to_segments
+from metaalign.serve.bodies import ChatRequest
+from metaalign.serve.refusals import Refusal, refuse_invalid
 from metaalign.template import Segment
 from tests.tiny_model import TEXTS
 
@@ -174,9 +169,19 @@ SYSTEM = {"role": "system", "content": "Be brief."}
         ([SYSTEM, SYSTEM, *QUERY], {}, "messages[1]", "a second system message"),
         ([*QUERY, SYSTEM], {}, "messages[1]", "must stand first"),
         ([SYSTEM, *QUERY], {"system_info": "x"}, "system_info", "beside a system message"),
-        ([SYSTEM], {}, "messages", "must begin and end with a user message"),
-        ([*QUERY, {"role": "assistant", "content": "Lima"}], {}, "messages", "must begin and end"),
-        ([{"role": "assistant", "content": "Hi"}, *QUERY], {}, "messages", "must begin and end"),
+        ([SYSTEM], {}, "messages", "must begin with a user message"),
+        (
+            [*QUERY, {"role": "assistant", "content": "Lima"}],
+            {},
+            "messages",
+            "must end with a user",
+        ),
+        (
+            [{"role": "assistant", "content": "Hi"}, *QUERY],
+            {},
+            "messages",
+            "must begin with a user",
+        ),
         ([*QUERY, *QUERY], {}, "messages[1]", "a second user message in a row"),
         ([{"role": "user", "content": " \n"}], {}, "messages[0].content", "is empty"),
         (
@@ -238,3 +243,34 @@ def test_an_error_survives_text_that_utf8_cannot_carry() -> None:
         b'{"error": {"message": "bad \\\\ud800", "type": "invalid_request_error", '
         b'"param": "\\\\udfff", "code": null}}'
     )
+
+
+def test_the_last_message_is_continued_where_that_is_asked_for() -> None:
+    template = train_tokenizer(TEXTS, 300)
+    head = {"role": "assistant", "content": "The capital"}
+    asked = request(
+        messages=[*QUERY, head], continue_final_message=True, add_generation_prompt=False
+    )
+    prompt = render(template, to_segments(asked))
+    opened = template.prompt_ids([Segment("user_query", "Capital of Peru?")])
+    assert prompt.tokens == [*opened, *template.encode_texts(["The capital"])[0]]
+    assert sum(prompt.counts.values()) == len(prompt.tokens)
+    assert prompt.counts["response"] == 1 + len(template.encode_texts(["The capital"])[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"continue_final_message": True}, "must end with an assistant message"),
+        ({"messages": [*QUERY, {"role": "assistant", "content": "A"}]}, "must end with a user"),
+        ({"add_generation_prompt": False}, "true without continue_final_message"),
+        (
+            {"add_generation_prompt": True, "continue_final_message": True},
+            "true without continue_final_message, and false with it",
+        ),
+    ],
+)
+def test_what_is_continued_must_be_there_and_asked_for(
+    fields: dict[str, Any], message: str
+) -> None:
+    assert message in refusal(**fields).message

@@ -103,6 +103,18 @@ def test_an_answer_is_what_the_engine_generates_and_usage_is_exact(
     }
 
 
+def test_an_answer_goes_on_from_its_beginning(send: Send, engine: RecordingEngine) -> None:
+    template, head = engine.template, "The capital"
+    opened = template.prompt_ids([Segment("user_query", QUERY["content"])])
+    prompt = [*opened, *template.encode_texts([head])[0]]
+    wanted = engine.generate([prompt], Sampling(max_tokens=6))[0]
+    messages = [QUERY, {"role": "assistant", "content": head}]
+    fields = {"continue_final_message": True, "add_generation_prompt": False}
+    body = ask(send, messages=messages, **fields).json()
+    assert body["choices"][0]["message"]["content"] == template.decode(wanted.tokens)
+    assert body["usage"]["prompt_tokens"] == len(prompt)
+
+
 def test_a_stream_says_the_same_as_the_whole_answer(send: Send) -> None:
     whole = ask(send, max_tokens=30).json()
     response = ask(send, max_tokens=30, stream=True, stream_options={"include_usage": True})
@@ -202,6 +214,7 @@ def test_other_addresses_answer_in_openais_shape(send: Send) -> None:
 def test_the_model_is_listed_and_healthy(send: Send, engine: RecordingEngine) -> None:
     listed = send("GET", "/v1/models").json()
     assert [card["id"] for card in listed["data"]] == ["tiny"]
+    assert [card["fingerprint"] for card in listed["data"]] == [engine.fingerprint]
     assert listed["data"][0]["max_model_len"] == 200
     assert send("GET", "/v1/models/tiny").json()["id"] == "tiny"
     assert send("GET", "/v1/models/gpt").status_code == 404

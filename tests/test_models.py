@@ -14,6 +14,7 @@ from metaalign.config.sections import ModelConfig
 from metaalign.data.store import TokenStore
 from metaalign.data.tokenizer import load_tokenizer
 from metaalign.errors import ModelError
+from metaalign.folders import weights_fingerprint
 from metaalign.template import Template
 from metaalign.train.models import (
     architecture_config,
@@ -21,7 +22,6 @@ from metaalign.train.models import (
     context_of,
     load_policy,
     prepare_initial,
-    weights_fingerprint,
 )
 from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from metaalign.config import DPOConfig, SFTConfig
 from metaalign.data.store import TokenStore
-from metaalign.train.models import prepare_initial, weights_fingerprint
+from metaalign.folders import weights_fingerprint
+from metaalign.train.models import prepare_initial
 from metaalign.train.task import Task
 
 ARCHITECTURE = {

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from metaalign.errors import ModelError
+from metaalign.folders import weights_fingerprint
 from metaalign.template import Template
 
 
@@ -61,6 +62,7 @@ class EmbeddedEngine:
     Attributes:
         template: The renderer that lies in the model's folder.
         context: Most tokens of a prompt and its answer together.
+        fingerprint: Equal for folders of the same weights and template.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 64) -> None:
@@ -72,6 +74,7 @@ class EmbeddedEngine:
         )
         self.batch_size = batch_size
         self._model = _load(folder, self.device)
+        self.fingerprint = f"{weights_fingerprint(folder)[:16]}-{self.template.fingerprint[:16]}"
         self.context = _context(self._model, folder)
         vocabulary = self._model.config.get_text_config().vocab_size
         if vocabulary < self.template.vocabulary_size:

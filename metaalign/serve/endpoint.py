@@ -20,16 +20,10 @@ from starlette.exceptions import HTTPException
 from metaalign.config import ServeConfig
 from metaalign.errors import MetaAlignError, RequestError
 from metaalign.generate.embedded import Answer, EmbeddedEngine, Sampling
-from metaalign.serve.api import (
-    ChatRequest,
-    Prompt,
-    Refusal,
-    refuse_invalid,
-    render,
-    to_sampling,
-    to_segments,
-)
+from metaalign.serve.api import Prompt, render, to_sampling, to_segments
 from metaalign.serve.batches import Batches
+from metaalign.serve.bodies import ChatRequest
+from metaalign.serve.refusals import Refusal, refuse_invalid
 from metaalign.template import Template
 
 logger = logging.getLogger(__name__)
@@ -42,18 +36,20 @@ class ChatService:
 
     def __init__(self, engine: EmbeddedEngine, config: ServeConfig) -> None:
         self.config = config
-        self.template = engine.template
+        self.template, self.fingerprint = engine.template, engine.fingerprint
         self.context = engine.context
         self.created = int(time.time())
         self._batches = Batches(engine, max_size=config.max_batch_size, wait_s=config.batch_wait_s)
 
     def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists one; `max_model_len` as vLLM adds it."""
+        """The model, as OpenAI lists one; `max_model_len` as vLLM adds it; `fingerprint` is ours,
+        and tells a model from the one that was served under its name before."""
         return {
             "id": self.config.name,
             "object": "model",
             "created": self.created,
             "owned_by": "metaalign",
+            "fingerprint": self.fingerprint,
             "max_model_len": self.context,
         }
 
@@ -72,7 +68,7 @@ class ChatService:
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": self.config.name,
-            "system_fingerprint": self.template.fingerprint[:16],
+            "system_fingerprint": self.fingerprint,
         }
         if request.stream:
             usage = request.stream_options is not None and request.stream_options.include_usage

@@ -17,7 +17,7 @@ import numpy as np
 from metaalign.config import SFTConfig, resolve
 from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, TrainingError
-from metaalign.folders import open_folder
+from metaalign.folders import open_folder, weights_fingerprint
 from metaalign.template import Template
 from metaalign.train.checkpoints import check_identity, read_manifest
 from metaalign.train.device_settings import choose_attention, choose_dtype
@@ -29,7 +29,6 @@ from metaalign.train.models import (
     find_model,
     load_config_of,
     prepare_initial,
-    weights_fingerprint,
 )
 from metaalign.train.notices import STOP_FILE, claim, take_over
 from metaalign.train.optimizers import check_compiler, optimizer_name

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from metaalign.config.sections import ModelConfig
 from metaalign.errors import ModelError
+from metaalign.folders import weights_fingerprint
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.attention import supported_kernel
 from metaalign.train.logprobs import Policy, targets_per_chunk
@@ -258,18 +259,6 @@ def check_carried(config: PretrainedConfig) -> None:
             f"{config.model_type}: {len(left)} tensors of the model are not trained, such as "
             f"{left[0]!r}, and checkpoints would lose them; such models are not supported yet"
         )
-
-
-def weights_fingerprint(folder: str | Path) -> str:
-    """sha256 over the weight files and config of a Hugging Face folder."""
-    digest = hashlib.sha256()
-    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin")]
-    for path in [Path(folder) / "config.json", *sorted(files)]:
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def check_weights(folder: str | Path, expected: str) -> None:

@@ -18,7 +18,7 @@ from metaalign.config.dpo import WITH_MARGIN
 from metaalign.data.store import TokenStore
 from metaalign.errors import PlanError
 from metaalign.examples import HELD_OUT, TRAIN
-from metaalign.folders import checkpoints_place
+from metaalign.folders import checkpoints_place, weights_fingerprint
 from metaalign.steps.mixture import Mixture, mixture_of
 from metaalign.steps.plan import LENGTH_MULTIPLE, Layout, Packing, Plan, Sweep
 from metaalign.steps.selection import (
@@ -31,7 +31,7 @@ from metaalign.steps.selection import (
 from metaalign.steps.trees import measure_forest
 from metaalign.template import Template
 from metaalign.train.attention import BLOCK
-from metaalign.train.models import context_of, find_reference, load_config_of, weights_fingerprint
+from metaalign.train.models import context_of, find_reference, load_config_of
 from metaalign.train.probe import choose_layout
 
 EXAMPLES_PER_SWEEP_STEP = 512
