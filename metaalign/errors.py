@@ -15,6 +15,7 @@ arguments: Ray pickles exceptions between processes.
     ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
     ├── StorageError (OSError)           the storage cannot be written, or object storage not read
     ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
+    ├── UpstreamError (RuntimeError)     a model elsewhere that cannot be asked (any more)
     └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
 """
 
@@ -69,3 +70,7 @@ class RequestError(MetaAlignError, ValueError):
 
 class StorageError(MetaAlignError, OSError):
     """The storage cannot take what is written, or object storage cannot be asked."""
+
+
+class UpstreamError(MetaAlignError, RuntimeError):
+    """A model on another server that cannot be asked, or not any more."""

@@ -31,12 +31,14 @@ ROOMS = (
 """Top to bottom: a room may import only rooms above it."""
 
 DEPENDENCIES = {
-    "ray.data": ("data/prepare.py", "data/teacher.py", "evaluate/suites.py", "pipeline/job.py"),
+    "ray.data": ("data/cluster.py", "data/teacher.py", "evaluate/suites.py", "pipeline/job.py"),
     "ray.train": ("train/trainer.py", "train/restarts.py"),
     "ray.tune": ("pipeline/",),
     "ray.serve": ("serve/",),
     "ray": (
+        "data/cluster.py",
         "data/prepare.py",
+        "data/teacher.py",
         "evaluate/suites.py",
         "train/trainer.py",
         "train/restarts.py",
@@ -53,7 +55,9 @@ DEPENDENCIES = {
     ),
     "mlflow": ("tracking/lines.py",),
     "fastapi": ("serve/",),
-    "openai": ("upstream.py",),
+    "openai": ("upstream/",),
+    "tenacity": ("upstream/",),
+    "aiolimiter": ("upstream/",),
     "torch": ("train/", "generate/", "evaluate/"),
     "transformers": ("template.py", "data/tokenizer.py", "train/", "generate/"),
     "pyarrow": ("folders.py", "examples.py", "data/"),

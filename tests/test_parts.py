@@ -11,12 +11,10 @@ from metaalign.config import PrepareConfig
 from metaalign.data.ledger import read_quarantine, read_sample
 from metaalign.data.parts import (
     plan_parts,
-    read_ledger,
     read_part,
     split_parts,
-    survey_part,
-    write_part,
 )
+from metaalign.data.passes import read_ledger, survey_part, write_part
 from metaalign.data.tokenizer import train_tokenizer
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.data.writer import StoreWriter
@@ -82,8 +80,9 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
         {
             "source": str(file), "formats": ["alpaca"], "files": 1, "rows": 4, "used": 3,
             "quarantined": 1, "examples": 3, "unanswered": 0, "duplicates": 0,
-            "unfit": 0, "written": 3, "train": 3, "held_out": 0,
+            "unfit": 0, "untaught": 0, "written": 3, "train": 3, "held_out": 0, "plain": 0,
             "reasons": {"a response is empty": 1}, "ignored": {}, "unfits": {},
+                "untaughts": {},
         }
     ]  # fmt: skip
     (bad,) = read_quarantine(tmp_path, [0], limit=9)

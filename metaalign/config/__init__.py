@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from metaalign.config.dpo import DPOConfig
 from metaalign.config.evaluate import EvaluateConfig
@@ -192,12 +193,27 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield from _keys(section, f"{prefix}{name}.")
 
 
+def _parts(annotation: Any) -> tuple[str, tuple[Any, ...]]:
+    """What stands in a key for one of a list's or mapping's items, and their types."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        return "0.", arguments[:1]
+    if origin is dict:
+        return "NAME.", arguments[1:]
+    return "", (annotation,)
+
+
 def _describe(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
-        sections = list(_sections(field.annotation))
-        for section in sections:
-            yield from _describe(section, f"{prefix}{name}.")
-        if not sections:
-            default = "required" if field.is_required() else repr(field.get_default())
+        between, types = _parts(field.annotation)
+        sections = [section for each in types for section in _sections(each)]
+        if between or not sections or _default(field) is None:
+            default = "required" if field.is_required() else repr(_default(field))
             summary = " ".join((field.description or "").split())
             yield f"  {prefix}{name} ({default})\n      {summary}".replace("%", "%%")
+        for section in sections:
+            yield from _describe(section, f"{prefix}{name}.{between}")
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=field.default_factory is not None)

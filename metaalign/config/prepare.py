@@ -6,6 +6,13 @@ from pydantic import Field, model_validator
 
 from metaalign.config.places import AbsolutePath, Place
 from metaalign.config.sections import FolderName, Section, TrackingConfig
+from metaalign.config.teacher import (
+    AskConfig,
+    JudgementConfig,
+    NegativesConfig,
+    ResponsesConfig,
+    TeacherConfig,
+)
 
 Format = Literal[
     "auto",
@@ -88,6 +95,12 @@ class SourceConfig(Section):
     """Turns of an unlabelled conversation that are trained; each is an example of its own, which
     shares what was said before it."""
 
+    responses: ResponsesConfig | None = None
+    """Ask a teacher for answers to rows that have none, turn by turn. None leaves them out."""
+
+    judgement: JudgementConfig | None = None
+    """Ask a teacher to judge the answers of rows that have several, before the recipe."""
+
     recipe: Recipe | None = None
     """What to make of every example. MetaAlign's put it under meta-prompts, in place of its own
     System Info and User Info. helpful: a pair whose better answer is the safer one stands under
@@ -99,6 +112,9 @@ class SourceConfig(Section):
 
     correction: CorrectionConfig = CorrectionConfig()
     """Of warm_up, equal and contrastive."""
+
+    negatives: NegativesConfig | None = None
+    """Ask a teacher for a worse response to every example, after the recipe."""
 
     max_bad_ratio: float | None = Field(default=None, ge=0, le=1)
     """Share of bad rows above which the job fails. None takes the job's."""
@@ -124,6 +140,9 @@ class RecipesConfig(Section):
 
     held_out_ratio: float = Field(default=0.2, gt=0, lt=1)
     """Share of the (query, preference family) combinations that training never sees."""
+
+    negatives: NegativesConfig | None = None
+    """Ask a teacher for a worse response to every example."""
 
 
 class TokenizerConfig(Section):
@@ -151,6 +170,10 @@ class PrepareConfig(Section):
     recipes: RecipesConfig | None = None
     """Rule-written data, beside or instead of sources. None writes none."""
 
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
+    """Upstream models, by the name that sources give them. Answers are kept in the folder `answers`
+    under the storage by what was asked, so that no later job pays for them again."""
+
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     held_out_ratio: float = Field(default=0.1, ge=0, lt=1)
@@ -169,7 +192,8 @@ class PrepareConfig(Section):
     """Put every statement of a persona under its declared opposite too, labels flipped."""
 
     max_bad_ratio: float = Field(default=0.05, ge=0, le=1)
-    """Share of bad source rows above which the job fails."""
+    """Share of bad source rows, or of examples that a teacher gave no answer for, above which the
+    job fails."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of recipes and splits."""
@@ -181,3 +205,17 @@ class PrepareConfig(Section):
         if not self.sources and self.recipes is None:
             raise ValueError("give sources, recipes or both; there is nothing to prepare")
         return self
+
+    @model_validator(mode="after")
+    def _known_teachers(self) -> "PrepareConfig":
+        unknown = sorted({ask.teacher for ask in self.asks()} - set(self.teachers))
+        if unknown:
+            known = ", ".join(self.teachers) or "none"
+            raise ValueError(f"teachers: {', '.join(unknown)} is not among them; known: {known}")
+        return self
+
+    def asks(self) -> list[AskConfig]:
+        """Everything that is asked of teachers."""
+        asks = [ask for each in self.sources for ask in (each.responses, each.judgement)]
+        asks += [each.negatives for each in (*self.sources, self.recipes) if each is not None]
+        return [ask for ask in asks if ask is not None]

@@ -23,17 +23,20 @@ from metaalign.folders import whole_file
 
 FOLDER, QUARANTINE = "parts", "quarantine"
 
-UNANSWERED, DUPLICATES, UNFIT = "unanswered", "duplicates", "unfit"
-LEFT_OUT = (UNANSWERED, DUPLICATES, UNFIT)
+UNANSWERED, DUPLICATES, UNFIT, UNTAUGHT = "unanswered", "duplicates", "unfit", "untaught"
+LEFT_OUT = (UNANSWERED, DUPLICATES, UNFIT, UNTAUGHT)
 
-COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT)
+PLAIN = "plain"
+
+COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN)
 """Source rows, those that became examples and those that did not; examples, those left out since
-they have no response, since they all but repeat a held-out one, and since their recipe cannot use
-them; what was written of the others, which a recipe multiplies, and of it those of each split."""
+they have no response, since they all but repeat a held-out one, since their recipe cannot use them,
+and since a teacher gave no answer; what was written of the others, which a recipe multiplies, and
+of it those of each split, and those that got no negative although one was asked for."""
 
-TALLIES = ("reasons", "ignored", "unfits")
-"""Why rows were quarantined, keys that their format does not read, and why recipes cannot use
-examples."""
+TALLIES = ("reasons", "ignored", "unfits", "untaughts")
+"""Why rows were quarantined, keys that their format does not read, why recipes cannot use examples,
+and why teachers gave no answer."""
 
 _TALLIED, _REMEMBERED = 20, 1_000
 """How many of the most common are told, and how many a part remembers."""
@@ -52,9 +55,13 @@ class PartLedger:
         self._tallies = {name: Counter[str]() for name in TALLIES}
         self._texts: list[str] = []
 
-    def add_rows(self, read: FileRead) -> list[Example]:
-        """Take the next rows; returns their examples that have a response."""
-        examples = [example for example in read.examples if example.responses]
+    def add_rows(self, read: FileRead, *, answers: bool = False) -> list[Example]:
+        """Take the next rows; returns their examples that have a response, or will get one.
+
+        Args:
+            answers: Whether a teacher answers those without.
+        """
+        examples = [example for example in read.examples if example.responses or answers]
         self._counts.update(
             {
                 "rows": read.rows,
@@ -77,9 +84,20 @@ class PartLedger:
         self._counts[UNFIT] += 1
         _tally(self._tallies["unfits"], {reason: 1})
 
-    def add_examples(self, examples: Sequence[Example]) -> None:
-        """Take the examples that are written to the store."""
+    def add_untaught(self, reason: str) -> None:
+        """Take an example that a teacher gave no answer for."""
+        self._counts[UNTAUGHT] += 1
+        _tally(self._tallies["untaughts"], {_kind_of(reason): 1})
+
+    def add_examples(self, examples: Sequence[Example], *, negatives: bool = False) -> None:
+        """Take the examples that are written to the store.
+
+        Args:
+            negatives: Whether a teacher was asked for one to each.
+        """
         self._counts["written"] += len(examples)
+        if negatives:
+            self._counts[PLAIN] += sum("negative" not in each.tags for each in examples)
         self._counts.update(example.tags["split"] for example in examples)
         if self.sampled:
             self._texts = sample_texts([*self._texts, *_texts(examples)])

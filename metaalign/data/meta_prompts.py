@@ -10,8 +10,8 @@ https://arxiv.org/abs/2410.14184, section 3, on the rows of files; `recipes` wri
                 asks for which is a cell of the matrix {system says P, not-P, nothing} x {user}
 
 What an example becomes depends on the seed, its conversation and its row alone. Tags say recipe,
-family, conflict and, in the held-out split, what of it training never sees: `query`, `phrasing`,
-`parameter`, `family`.
+family, conflict, the wishes that the better answer obeys and, in the held-out split, what of it
+training never sees: `query`, `phrasing`, `parameter`, `family`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +31,7 @@ from metaalign.examples import (
 )
 from metaalign.preferences import backgrounds
 from metaalign.preferences.instructions import INSTRUCTIONS, Wish, answers
+from metaalign.preferences.wishes import wishes_tag
 
 _SIDES = (
     {"system_info": backgrounds.SAFETY_SYSTEM, "user_info": backgrounds.SAFETY_USER},
@@ -139,7 +140,9 @@ def _priority(example: Example, draw: _Draw) -> Iterable[Example]:
         }
         chosen, rejected = (text, own) if cell == "silent" else (own, other)
         if chosen != rejected:  # silent, and the text obeys by itself
-            yield _pair(example, chosen, rejected, **said, family=winner.instruction, conflict=cell)
+            told = {"family": winner.instruction, "conflict": cell}
+            wishes = () if cell == "silent" else (winner,)
+            yield _pair(example, chosen, rejected, **said, wishes=wishes_tag(wishes), **told)
 
 
 def _answer(example: Example) -> str:
@@ -184,6 +187,7 @@ def _pair(
     user_info: str,
     family: str,
     conflict: str = "",
+    wishes: str = "",
 ) -> Example:
     return replace(
         example,
@@ -194,7 +198,7 @@ def _pair(
             Response(rejected, {PREFERENCE: 0.0}),
         ),
         order_by=PREFERENCE,
-        tags={**example.tags, "family": family, "conflict": conflict},
+        tags={**example.tags, "family": family, "conflict": conflict, "wishes": wishes},
     )
 
 

@@ -4,36 +4,22 @@ Plain functions, no Ray. Which parts there are depends on settings and files alo
 cluster, and a part is read a few hundred rows at a time, however long it is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig, RecipesConfig, SourceConfig
 from metaalign.data import hub, recipes
-from metaalign.data.duplicates import HeldOutSignatures, NearHeldOut
 from metaalign.data.files import file_fingerprint, find_files
 from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.formats.personas import persona_info
-from metaalign.data.ledger import (
-    FOLDER,
-    PartLedger,
-    Quarantine,
-    add_counts,
-    close_entry,
-    quarantine,
-    read_counts,
-)
-from metaalign.data.meta_prompts import put_under
-from metaalign.data.objectives import SETS, reformulate
+from metaalign.data.ledger import FOLDER
 from metaalign.data.reading import FileRead, Reading
 from metaalign.data.records import Record, Span, check_file, read_records, split_file
-from metaalign.data.tokens import SegmentEncoder
-from metaalign.data.writer import ShardWriter
-from metaalign.errors import ConfigError, DataError, RowError, StorageError
-from metaalign.examples import Example
+from metaalign.errors import ConfigError, DataError, StorageError
+from metaalign.examples import PREFERENCE
 from metaalign.folders import Folder, modified, size_of
 from metaalign.preferences import FAMILIES
 from metaalign.preferences.instructions import INSTRUCTIONS
@@ -92,10 +78,11 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     parts: list[Part] = []
     problems: list[str] = []
     for number, source in enumerate(config.sources):
+        judged_by = _judged_by(source)
         reading = Reading(
             system_info=source.system_info,
             user_info=source.user_info,
-            order_by=source.order_by,
+            order_by=None if judged_by else source.order_by,
             assistant_turns=source.assistant_turns,
             held_out_ratio=config.held_out_ratio,
             oppose_personas=config.oppose_personas,
@@ -103,6 +90,10 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
             wire=source.correction.wire,
             objectives=tuple(source.correction.objectives.items()),
             warm_up_ratio=source.correction.warm_up_ratio,
+            responses=source.responses,
+            judgement=source.judgement,
+            judged_by=judged_by,
+            negatives=source.negatives,
             held_out_families=config.held_out_families,
             seed=config.seed,
         )
@@ -110,6 +101,14 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     if problems:
         raise DataError("\n  ".join(problems))
     return [*parts, *_recipe_parts(config)]
+
+
+def _judged_by(source: SourceConfig) -> str | None:
+    """The setting order_by, where it names what a teacher is to judge by."""
+    if source.judgement is None:
+        return None
+    judged = {*source.judgement.objectives, PREFERENCE}
+    return source.order_by if source.order_by in judged else None
 
 
 def _source_parts(
@@ -183,7 +182,10 @@ def _ranges(part: Part, size: int) -> list[Part]:
 
 def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
     count = recipes.count_examples(config.recipes) if config.recipes is not None else 0
-    reading = Reading(seed=config.seed, held_out_families=config.held_out_families)
+    negatives = config.recipes.negatives if config.recipes is not None else None
+    reading = Reading(
+        seed=config.seed, held_out_families=config.held_out_families, negatives=negatives
+    )
     for start in range(0, count, _EXAMPLES_A_PART):
         span = Span(start, min(start + _EXAMPLES_A_PART, count), start)
         yield Part(None, RECIPES, RECIPES, reading, recipes=config.recipes, span=span)
@@ -207,111 +209,6 @@ def read_part(part: Part) -> Iterator[FileRead]:
         return
     while rows := list(islice(records, _ROWS_AT_ONCE)):
         yield read_rows(rows, part.name, part.format, part.reading)
-
-
-def survey_part(
-    part: Part, number: int, *, folder: Path, sampled: bool = True, signed: bool = False
-) -> None:
-    """Keep a part's counts and bad rows, and what else is asked for.
-
-    Args:
-        number: The part's place in the store's order.
-        folder: That the store is built in.
-        sampled: Keep a sample of its text.
-        signed: Keep the signatures of its held-out examples.
-    """
-    ledger, signatures = PartLedger(sampled=sampled), HeldOutSignatures()
-    with quarantine(folder, number, part.name) as refused:
-        for _ in part_examples(part, ledger, refused, signatures.take if signed else None):
-            pass
-    ledger.write(folder, number)
-    if signed:
-        signatures.write(signatures_of(folder, number))
-
-
-def signatures_of(folder: Path, number: int) -> Path:
-    """Where a part's signatures are kept."""
-    return folder / FOLDER / f"{number:06d}.npy"
-
-
-def write_part(
-    part: Part,
-    number: int,
-    folder: Path,
-    encoder: SegmentEncoder,
-    near: NearHeldOut | None = None,
-) -> None:
-    """Write a part's examples as shards, and keep its counts and bad rows.
-
-    Args:
-        near: Tells near-duplicates of held-out examples, which are left out.
-    """
-    ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
-    keeps = None if near is None else near.keeps
-    with quarantine(folder, number, part.name) as refused:
-        for examples in part_examples(part, ledger, refused, keeps):
-            shards.add(encoder.encode(examples))
-    shards.close()
-    ledger.write(folder, number)
-
-
-def _made_of(example: Example, reading: Reading) -> list[Example]:
-    """What a source's recipe makes of an example; itself where there is none.
-
-    Raises:
-        RowError: the recipe cannot use it.
-    """
-    if reading.recipe is None:
-        return [example]
-    return (reformulate if reading.recipe in SETS else put_under)(example, reading)
-
-
-def _keeps_all(_: Example) -> bool:
-    return True
-
-
-def part_examples(
-    part: Part,
-    ledger: PartLedger,
-    refused: Quarantine,
-    keeps: Callable[[Example], bool] | None = None,
-) -> Iterator[list[Example]]:
-    """What a store gets of a part, some at a time, each stage told to the ledger.
-
-    Args:
-        keeps: Whether an example of a source is no near-duplicate.
-    """
-    if keeps is None or part.recipes is not None:
-        keeps = _keeps_all
-    for read in read_part(part):
-        refused.add(read.bad)
-        made: list[Example] = []
-        for example in ledger.add_rows(read):
-            if not keeps(example):
-                ledger.add_duplicate()
-                continue
-            try:
-                made += _made_of(example, part.reading)
-            except RowError as error:
-                ledger.add_unfit(str(error))
-        ledger.add_examples(made)
-        yield made
-
-
-def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:
-    """Rows in, examples out and rows quarantined, by source, in the settings' order."""
-    ledger: dict[int | None, dict[str, Any]] = {}
-    files: dict[int | None, set[str]] = {}
-    for number, part in enumerate(parts):
-        entry = ledger.setdefault(part.number, {"source": part.source, "formats": [], "files": 0})
-        files.setdefault(part.number, set()).update([] if part.recipes else [part.name])
-        entry["files"] = len(files[part.number])
-        entry["formats"] = sorted({*entry["formats"], part.format})
-        add_counts(entry, read_counts(folder, number))
-    multiplied = {part.number for part in parts if part.reading.recipe is not None}
-    for number, entry in ledger.items():
-        close_entry(entry, multiplied=number in multiplied)
-    return list(ledger.values())
 
 
 def _recipe_reads(part: Part) -> Iterator[FileRead]:

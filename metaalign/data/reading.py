@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from metaalign.config.prepare import Recipe, Wire
+from metaalign.config.teacher import JudgementConfig, NegativesConfig, ResponsesConfig
 from metaalign.data.records import Record
 from metaalign.errors import RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example
@@ -30,7 +31,16 @@ class Reading:
     wire: Wire = "ultrafeedback"
     objectives: tuple[tuple[str, str], ...] = ()
     warm_up_ratio: float = 1.0
+    responses: ResponsesConfig | None = None
+    judgement: JudgementConfig | None = None
+    judged_by: str | None = None
+    negatives: NegativesConfig | None = None
     seed: int = 0
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher is asked for anything."""
+        return (self.responses, self.judgement, self.negatives) != (None, None, None)
 
     def split(self, key: str) -> str:
         """The split that a conversation or statement belongs to, by hash."""

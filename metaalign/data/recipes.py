@@ -25,6 +25,7 @@ from metaalign.preferences import (
     write_answer,
 )
 from metaalign.preferences.backgrounds import ASSISTANTS, PEOPLE
+from metaalign.preferences.wishes import wishes_tag
 
 Preferences = tuple[Preference, ...]
 
@@ -186,6 +187,7 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
             "recipe": recipe,
             "family": drawn.family,
             "conflict": drawn.conflict,
+            "wishes": wishes_tag(drawn.chosen),
             "split": HELD_OUT if held_out else TRAIN,
         },
         conversation=f"recipes/{number // 2}",

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,18 @@ class StoreWriter:
         self._added += 1
 
     def finish(
-        self, template: Template, *, fingerprint: str, ledger: Sequence[dict[str, Any]] = ()
+        self,
+        template: Template,
+        *,
+        fingerprint: str,
+        ledger: Sequence[dict[str, Any]] = (),
+        teachers: Mapping[str, Any] | None = None,
     ) -> TokenStore:
         """Write tokenizer, index and manifest, put the store in place, and open it.
 
         Args:
             ledger: Rows in, examples out and rows quarantined, one dict a source.
+            teachers: What was asked of each teacher, and its cost.
 
         Raises:
             DataError: there is no example.
@@ -141,6 +147,7 @@ class StoreWriter:
             "sequence_histogram": summary.sequence_histogram(),
             "shared_prefix": summary.shared_prefix(),
             "ledger": list(ledger),
+            "teachers": dict(teachers or {}),
         }
         for left in self.folder.rglob("*.part"):  # of tasks that were killed
             left.unlink()

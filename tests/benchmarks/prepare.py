@@ -32,7 +32,8 @@ import ray
 
 from metaalign.config import PrepareConfig, load_config
 from metaalign.data.ledger import PartLedger, quarantine
-from metaalign.data.parts import part_examples, plan_parts, split_parts
+from metaalign.data.parts import plan_parts, split_parts
+from metaalign.data.passes import part_examples
 from metaalign.data.prepare import prepare_store
 from metaalign.data.store import TOKENIZER_FOLDER, TokenStore
 from metaalign.examples import Example, ordered_pairs

@@ -1,4 +1,4 @@
-"""The one client of OpenAI-compatible models, metaalign's own server among them.
+"""One question to an OpenAI-compatible model.
 
 The key of a guarded endpoint comes from the environment: OPENAI_API_KEY.
 """

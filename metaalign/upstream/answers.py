@@ -1,0 +1,53 @@
+"""Answers that were paid for, kept by the key of what was asked, one small file each.
+
+    answers/3f/a91c....json   {"text": "Lima.", "finish_reason": "stop",
+                               "prompt_tokens": 31, "completion_tokens": 3}
+
+A file is there whole or not at all, and the first answer to a request stays. Any number of
+processes may keep and find answers at once.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+class Answers:
+    """A folder of answers."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """What is kept under a key; None where nothing is, or a crash of the machine spoiled it."""
+        try:
+            found = json.loads(self._file(key).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def keep(self, key: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Keep an answer; returns the one that is kept from now on, which may be an earlier one.
+
+        Raises:
+            OSError: the storage cannot take it.
+        """
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            unfinished.write_text(json.dumps(answer, ensure_ascii=False), encoding="utf-8")
+            if file.exists() and self.find(key) is None:
+                os.replace(unfinished, file)
+            else:
+                os.link(unfinished, file)
+        except FileExistsError:
+            pass
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return self.find(key) or answer
+
+    def _file(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key[2:]}.json"

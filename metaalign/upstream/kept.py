@@ -1,0 +1,39 @@
+"""Answers that were asked for before, looked up as they were asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaalign.config.teacher import TeacherConfig
+from metaalign.upstream.answers import Answers
+from metaalign.upstream.client import AnswerError
+from metaalign.upstream.requests import Reply, Request, Served, body_of, key_of
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept answers of several teachers.
+
+    Attributes:
+        answers: Their folder.
+        failed: The folder of what was asked in vain, and why.
+    """
+
+    teachers: Mapping[str, TeacherConfig]
+    served: Mapping[str, Served]
+    answers: Path
+    failed: Path
+
+    async def answer(self, teacher: str, request: Request) -> Reply:
+        """The answer that a teacher gave; nobody is asked.
+
+        Raises:
+            AnswerError: it gave none.
+        """
+        served = self.served[teacher]
+        key = key_of(body_of(request, self.teachers[teacher], served), served)
+        kept = Answers(self.answers).find(key)
+        if kept is not None:
+            return Reply(**kept)
+        noted = Answers(self.failed).find(key)
+        raise AnswerError(noted["reason"] if noted else f"teachers.{teacher} was not asked")

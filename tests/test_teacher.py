@@ -1,0 +1,321 @@
+"""Stores that a teacher helped to make: metaalign's own server, and one that fails on purpose."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaalign.config import PrepareConfig
+from metaalign.data.prepare import prepare_store
+from metaalign.data.store import TokenStore
+from metaalign.errors import DataError, UpstreamError
+from metaalign.generate.embedded import EmbeddedEngine, Sampling
+from metaalign.template import Segment
+from tests.local_cluster import until
+from tests.own_server import own_server
+from tests.scripted_server import served
+from tests.test_parts import write
+from tests.tiny_model import save_tiny_model
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def config_of(storage: Path, url: str, **settings: Any) -> PrepareConfig:
+    teacher = {
+        "base_url": url,
+        "model": "metaalign",
+        "max_retries": 0,
+        **settings.pop("limits", {}),
+    }
+    base = {
+        "storage": str(storage),
+        "tokenizer": {"vocabulary_size": 300},
+        "teachers": {"t": teacher},
+        "held_out_ratio": 0,
+    }
+    return PrepareConfig.model_validate({**base, **settings})
+
+
+def texts(store: TokenStore, example: int) -> list[str]:
+    start, stop = store.columns.response_start[example : example + 2]
+    return [store.template.decode(store.response(example, k)) for k in range(stop - start)]
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "system_info": "Answer in capitals.",
+            "user_info": f"I am user {number}.",
+            "turns": [{"role": "user", "text": f"What is the capital of Peru, {number}?"}],
+            "responses": [
+                {"text": "Lima, I think. It lies by the sea.", "scores": {"preference": 1}},
+                {"text": "Who knows?", "scores": {"preference": 0}},
+            ],
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("teacher") / "model", context=512)
+
+
+def test_rejected_responses_come_from_the_model_of_the_first_stage(
+    tmp_path: Path, model: Path
+) -> None:
+    """What the server draws under each meta-prompt stands last; asked once, whatever comes."""
+    file = write(tmp_path / "rows.jsonl", rows(6))
+    source = {"path": str(file), "negatives": {"teacher": "t", "max_tokens": 300}}
+    with own_server(model, max_tokens=300) as url:
+        store = prepare_store(config_of(tmp_path, url, sources=[source]))
+        spent = store.manifest["teachers"]["t"]
+        assert (spent["failed"], spent["kept"]) == (0, 0)
+        assert spent["asked"] >= 6
+        assert spent["completion_tokens"] > 0
+        other = {"tokenizer": {"vocabulary_size": 270}, "output": "other"}
+        again = prepare_store(config_of(tmp_path, url, sources=[source], **other))
+    assert again.manifest["teachers"]["t"]["asked"] == 0
+    engine = EmbeddedEngine(model, device="cpu")
+    for number in range(6):
+        said = texts(store, number)
+        assert said == texts(again, number)
+        assert said[:2] == ["Lima, I think. It lies by the sea.", "Who knows?"]
+        prompt = engine.template.prompt_ids(
+            [
+                Segment("system_info", "Answer in capitals."),
+                Segment("user_info", f"I am user {number}."),
+                Segment("user_query", f"What is the capital of Peru, {number}?"),
+            ]
+        )
+        seed = _seed_of("0/sampled/0")
+        (answer,) = engine.generate([prompt], Sampling(300, temperature=1.0, seed=seed))
+        assert said[2] == engine.template.decode(answer.tokens).strip()
+        assert store.tags(number)["negative"] == "sampled"
+    assert store.template.fingerprint != again.template.fingerprint
+
+
+def _seed_of(draw: str) -> int:
+    return zlib.crc32(draw.encode()) >> 1
+
+
+def test_tails_that_cannot_see_the_meta_prompt_follow_the_heads_of_the_best(
+    tmp_path: Path, model: Path
+) -> None:
+    file = write(tmp_path / "rows.jsonl", rows(4))
+    negatives = {"teacher": "t", "way": "hidden_tails", "max_tokens": 40, "replace": True}
+    source = {"path": str(file), "negatives": negatives}
+    with own_server(model) as url:
+        store = prepare_store(config_of(tmp_path, url, sources=[source]))
+    for number in range(4):
+        best, negative = texts(store, number)
+        assert best == "Lima, I think. It lies by the sea."
+        assert negative != best
+        assert negative.split()[0].startswith("Lima,")
+    # Only the query differs, and nothing else is shown: two sentences each.
+    assert store.manifest["teachers"]["t"]["asked"] == 8
+
+
+def test_a_server_that_would_not_go_on_from_a_head_is_refused_before_it_is_asked(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path / "rows.jsonl", rows(1))
+    source = {"path": str(file), "negatives": {"teacher": "t", "way": "hidden_tails"}}
+    cards = [{"id": "metaalign", "object": "model", "created": 0, "owned_by": "openai"}]
+    with served(lambda _, __: "x", cards=cards) as server:
+        with pytest.raises(UpstreamError, match=r"calls itself 'openai'\. Set way=hidden"):
+            prepare_store(config_of(tmp_path, server.url, sources=[source]))
+        assert server.asked == []
+
+
+def _refuses(word: str) -> Any:
+    """A server that answers by the query, and refuses those with a word."""
+
+    def script(body: dict[str, Any], _: int) -> Any:
+        query = body["messages"][-1]["content"]
+        if word in query:
+            return 400, {}, {"error": {"message": f"cannot speak of that {word}"}}
+        return f"to {query}"
+
+    return script
+
+
+def test_what_a_teacher_does_not_answer_is_quarantined_told_and_asked_again(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(20)])
+    source = {"path": str(file), "responses": {"teacher": "t"}, "max_bad_ratio": 0.2}
+    with served(_refuses("Query 1?")) as server:
+        store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
+        assert [texts(store, n)[0] for n in (0, 1, 18)] == [f"to Query {n}?" for n in (0, 2, 19)]
+        (entry,) = store.manifest["ledger"]
+        counts = [entry[name] for name in ("rows", "examples", "untaught", "written")]
+        assert counts == [20, 20, 1, 19]
+        ((reason, count),) = entry["untaughts"].items()
+        assert "cannot speak of that Query 1?" in reason
+        assert count == 1
+        (kept,) = (store.path / "quarantine").iterdir()
+        bad = json.loads(kept.read_text())
+        assert (bad["file"], bad["row"], bad["text"]) == (str(file), 1, "Query 1?")
+        assert len(server.asked) == 20
+    with served(_refuses("nothing")) as other:  # at another address, whose answers are its own
+        assert len(prepare_store(config_of(tmp_path, other.url, sources=[source]))) == 20
+        assert len(other.asked) == 20
+
+
+def test_a_store_with_gaps_is_made_again_and_only_they_are_asked_for(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(20)])
+    source = {"path": str(file), "responses": {"teacher": "t"}, "max_bad_ratio": 0.2}
+    word = ["Query 1"]
+    with served(lambda body, number: _refuses(word[0])(body, number)) as server:
+        config = config_of(tmp_path, server.url, sources=[source])
+        with pytest.raises(
+            DataError, match=r"no answer for 11 of 20 examples, more than max_bad_ratio 0\.2"
+        ):
+            prepare_store(config)
+        first = (tmp_path / "store-quarantine").iterdir()
+        assert len(next(first).read_text().splitlines()) == 11
+        word[0] = "Query 19"
+        assert len(prepare_store(config)) == 19
+        assert len(server.asked) == 20 + 11
+        word[0] = "nothing"
+        assert len(prepare_store(config)) == 20
+        assert len(server.asked) == 20 + 11 + 1
+        assert len(prepare_store(config)) == 20  # finished, and nobody is asked
+        assert len(server.asked) == 20 + 11 + 1
+
+
+def test_too_many_failures_end_it_before_everything_is_asked(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(900)])
+    source = {"path": str(file), "responses": {"teacher": "t"}}
+    with served(_refuses("Query")) as server:
+        config = config_of(tmp_path, server.url, sources=[source], limits={"concurrency": 2})
+        with pytest.raises(
+            UpstreamError, match=r"no answer for 11 of the first 11 examples.*cannot"
+        ):
+            prepare_store(config)
+        assert len(server.asked) < 40
+
+
+def test_a_killed_job_goes_on_without_paying_twice(tmp_path: Path) -> None:
+    """SIGKILL while it asks; what was under way is all that is asked for again."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(60)])
+
+    def slow(body: dict[str, Any], _: int) -> str:
+        time.sleep(0.05)
+        return _refuses("nothing")(body, 0)
+
+    with served(slow) as server:
+        config = tmp_path / "prepare.yaml"
+        source = {"path": str(file), "responses": {"teacher": "t"}}
+        settings = config_of(tmp_path, server.url, sources=[source], limits={"concurrency": 2})
+        config.write_text(json.dumps(settings.model_dump(mode="json")))
+        environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(Path.cwd())}
+        job = subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.prepare", str(config)],
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: len(server.asked) > 20, seconds=120, what="some answers")
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+        until(lambda: server.under_way == 0, seconds=60, what="what is under way")
+        asked = len(server.asked)
+        assert asked < 60
+        store = prepare_store(settings)
+        assert len(store) == 60
+        times = Counter(body["messages"][-1]["content"] for body in server.asked)
+        assert len(times) == 60
+        assert sum(times.values()) - 60 <= 4, times  # two under way when it was killed, twice
+
+
+def test_a_conversation_is_answered_turn_by_turn(tmp_path: Path) -> None:
+    asked = {"turns": ["Who are you?", "And I?"], "question_id": 81, "category": "writing"}
+    file = write(tmp_path / "mt.jsonl", [asked] * 1)
+
+    def script(body: dict[str, Any], _: int) -> str:
+        return f"{len(body['messages'])} {body['seed']}"
+
+    samples = {"teacher": "t", "samples": 2}
+    with served(script) as server:
+        source = {"path": str(file), "responses": samples, "format": "prompts"}
+        store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
+        seeds = [_seed_of(f"0/respond/{number}") for number in range(2)]
+        assert texts(store, 0) == [f"1 {seed}" for seed in seeds]
+        assert texts(store, 1) == [f"3 {seed}" for seed in seeds]
+        later = [body["messages"] for body in server.asked if len(body["messages"]) == 3]
+        assert later[0] == [
+            {"role": "user", "content": "Who are you?"},
+            {"role": "assistant", "content": f"1 {seeds[0]}"},
+            {"role": "user", "content": "And I?"},
+        ]
+
+
+def test_a_judge_orders_what_a_teacher_answered_and_recipes_follow(tmp_path: Path) -> None:
+    """Two answers, the longer one judged better, and it is the one that a recipe makes obey."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(3)])
+    long = "It is Lima, by the sea. It is old. It is large. It is loud. It is near the desert."
+
+    def script(body: dict[str, Any], _: int) -> str:
+        told = body["messages"][-1]["content"]
+        if "[What to judge]" not in told:
+            return long if body["seed"] == _seed_of("0/respond/1") else "Lima."
+        first = told.index("[Answer A]") < told.index(long) < told.index("[Answer B]")
+        return "A: 9\nB: 2" if first else "A: 2\nB: 9"
+
+    with served(script) as server:
+        source = {
+            "path": str(file),
+            "responses": {"teacher": "t", "samples": 2},
+            "judgement": {"teacher": "t", "objectives": {"depth": "How deep is it"}},
+            "order_by": "depth",
+        }
+        store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
+        assert texts(store, 0) == ["Lima.", long]
+        assert store.columns.order_score[:2].tolist() == [2.0, 9.0]
+        asked = len(server.asked)
+        assert asked == 3 * (2 + 2)
+        source["recipe"] = "priority"
+        made = prepare_store(config_of(tmp_path, server.url, sources=[source], output="made"))
+        assert len(server.asked) == asked
+    assert len(made) > 3
+    assert {made.tags(n)["recipe"] for n in range(len(made))} == {"priority"}
+    for number in range(len(made)):  # shortened or not, it is the longer answer's beginning
+        assert "by the sea" in texts(made, number)[0].lower()
+
+
+def test_rule_written_examples_get_negatives_too(tmp_path: Path) -> None:
+    recipes = {"examples": 100, "cases": 20, "negatives": {"teacher": "t", "way": "hidden"}}
+    with served(lambda _, number: f"whatever {number}") as server:
+        store = prepare_store(config_of(tmp_path, server.url, recipes=recipes))
+        counts = Counter(len(texts(store, n)) for n in range(len(store)))
+        (entry,) = store.manifest["ledger"]
+        assert counts[2] == entry["plain"] > 0  # nothing was said to them, so nothing hidden
+        assert counts[3] == 120 - counts[2]
+        first = sum(body["seed"] == _seed_of("0/hidden/0") for body in server.asked)
+        assert first < counts[3]  # both sides of a flip hide the same
+
+
+def test_an_unknown_teacher_is_named(tmp_path: Path) -> None:
+    source = {"path": "/rows.jsonl", "responses": {"teacher": "q"}}
+    with pytest.raises(ValueError, match="teachers: q is not among them; known: t"):
+        config_of(tmp_path, "http://127.0.0.1:1/v1", sources=[source])
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", rows(1))
+    source = {"path": str(file), "responses": {"teacher": "t"}}
+    with pytest.raises(UpstreamError, match="no server answers"):
+        prepare_store(config_of(tmp_path, "http://127.0.0.1:9/v1", sources=[source]))
+    assert not list(tmp_path.glob(".store*"))
