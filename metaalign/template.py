@@ -191,6 +191,11 @@ class Template:
         """Token ids that the model should answer: the text, then the end token."""
         return [*self.encode_texts([text])[0], *self.closing("response")]
 
+    def decode_after(self, head: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of a response that goes on from its head: as it stands after the head's text,
+        where a tokenizer drops the space that a response begins with."""
+        return self.decode([*head, *ids])[len(self.decode(head)) :]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a response: cut at the end token, control tokens dropped.
 

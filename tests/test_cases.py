@@ -6,7 +6,7 @@ import pytest
 
 from metaalign.config.prepare import RecipesConfig
 from metaalign.data.cases import Case, best_constant, score, write_cases
-from metaalign.data.recipes import is_held_out
+from metaalign.data.recipes import is_held_out, write_examples
 from metaalign.errors import ConfigError
 from metaalign.preferences import FAMILIES, QUESTIONS, Preference, write_answer
 
@@ -106,3 +106,34 @@ def test_best_constant_by_hand():
 def test_a_ratio_that_holds_nothing_out_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"held_out_ratio \(0.0001\) holds no question"):
         write_cases(RecipesConfig(held_out_ratio=0.0001, cases=60), seed=0)
+
+
+def test_what_is_unseen_is_in_no_training_example_nor_another_case(cases):
+    config = RecipesConfig(examples=3000, cases=100)
+    closed = ("hedged", "greeting")
+    asked = write_cases(config, seed=0, closed=closed)
+    unseen = [case for case in asked if case.metric == "unseen"]
+    assert Counter(case.kind for case in unseen) == dict.fromkeys(
+        ("phrasing", "parameter", "family"), 100
+    )
+    trained = write_examples(config, seed=0, start=0, stop=3000, closed=closed)
+    others = [case for case in asked if case.metric != "unseen"]
+    said = {
+        sentence
+        for each in (*trained, *others)
+        for text in (each.system_info, each.user_info)
+        for sentence in text.split(". ")
+    }
+    for case in unseen:
+        (want,) = case.wants
+        told = case.system_info or case.user_info
+        assert not (case.system_info and case.user_info)
+        tier = "system_info" if case.system_info else "user_info"
+        place = want.phrasings(tier).index(told)
+        assert not any(told.rstrip(".") in each for each in said), told
+        assert (place == 3) == (case.kind == "phrasing")
+        if case.kind == "parameter":
+            assert want.parameter == FAMILIES[want.family].parameters[-1]
+        assert (case.kind == "family") == (want.family in {"hedged", "certain", "greeting"})
+    assert {case.kind for case in cases if case.metric == "unseen"} == {"phrasing", "parameter"}
+    assert {case.family for case in others}.isdisjoint({"hedged", "certain", "greeting"})

@@ -14,6 +14,7 @@ from metaalign.data.recipes import (
 )
 from metaalign.errors import ConfigError
 from metaalign.preferences import FAMILIES, QUESTIONS, Preference, obeyed, write_answer
+from metaalign.preferences.wishes import are_obeyed
 
 CONFIG = RecipesConfig(examples=2000, cases=60)
 
@@ -169,3 +170,26 @@ def test_a_closed_family_and_its_opposite_are_for_the_held_out_split_alone():
     assert stated(held_out) & axes
     with pytest.raises(ConfigError, match="leave a recipe no family for training"):
         write_examples(CONFIG, seed=0, start=0, stop=50, closed=tuple(FAMILIES))
+
+
+def test_held_out_examples_say_what_training_never_sees() -> None:
+    config = RecipesConfig(examples=400, cases=200)
+    closed = ("hedged",)
+    made = write_examples(config, seed=0, start=0, stop=600, closed=closed)
+    for example in made[:400]:
+        assert example.tags["unseen"] == ""
+        assert example.tags["family"] not in ("hedged", "certain")
+    for example in made[400:]:
+        is_closed = example.tags["family"] in ("hedged", "certain")
+        assert example.tags["unseen"] == ("family query" if is_closed else "query")
+    assert any(example.tags["unseen"].startswith("family") for example in made)
+
+
+def test_the_better_answer_obeys_its_wishes_and_the_worse_one_does_not() -> None:
+    made = write_examples(RecipesConfig(examples=400, cases=20), seed=0, start=0, stop=400)
+    told = [example for example in made if example.tags["wishes"]]
+    assert len(told) > 300
+    for example in told:
+        better, worse = (response.text for response in example.responses)
+        assert are_obeyed(example.tags["wishes"], better)
+        assert not are_obeyed(example.tags["wishes"], worse)

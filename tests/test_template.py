@@ -250,3 +250,13 @@ def test_a_byte_level_tokenizer_without_a_pre_tokenizer_is_exact_too() -> None:
     backend.add_special_tokens([*CONTROLS, "</s>"])
     template = Template(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
     assert template.decode(template.response_ids(" a\r\n</s>\0é")) == " a\r\n</s>\0é"
+
+
+def test_what_goes_on_from_a_head_keeps_its_space(stories: Template) -> None:
+    ids = stories.encode_texts(["Once upon a time"])[0]
+    head = stories.encode_texts(["Once upon"])[0]
+    assert ids[: len(head)] == head
+    rest = ids[len(head) :]
+    assert stories.decode_after(head, rest) == " a time"
+    assert stories.decode_after([], ids) == stories.decode(ids) == "Once upon a time"
+    assert stories.decode(rest) == "a time"  # the tokenizer drops a first space

@@ -17,6 +17,7 @@ from typing import Any
 
 from metaalign.config.prepare import RecipesConfig
 from metaalign.data.recipes import (
+    axis,
     draw_partner,
     draw_preference,
     say,
@@ -33,9 +34,10 @@ from metaalign.preferences import (
     write_answer,
 )
 
-METRICS = ("following", "flip", "conflict", "hidden", "swapped")
+METRICS = ("following", "flip", "conflict", "hidden", "swapped", "unseen")
 """The rates of the report, https://arxiv.org/abs/2410.14184 and METHODS: following, flips of
-opposed meta-prompts, system against user, the meta-prompt hidden, the opposite one shown."""
+opposed meta-prompts, system against user, the meta-prompt hidden, the opposite one shown; and what
+training never said: a wording, a parameter, a whole family."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Case:
     """The id that the two sides of a flip share."""
 
     kind: str = ""
-    """`single` or `double`; for a conflict, who speaks against whom."""
+    """`single` or `double`; for a conflict, who speaks against whom; for `unseen`, what it is."""
 
     def to_json(self) -> str:
         """One line of `cases.jsonl`."""
@@ -105,8 +107,11 @@ def _style_passes(style: tuple[Preference, ...] | int, cases: Sequence[Case]) ->
     return passed
 
 
-def write_cases(config: RecipesConfig, *, seed: int) -> list[Case]:
+def write_cases(config: RecipesConfig, *, seed: int, closed: Sequence[str] = ()) -> list[Case]:
     """Every case of the evaluation, `config.cases` a metric.
+
+    Args:
+        closed: Families that training never sees, nor their opposites.
 
     Raises:
         ConfigError: where a family has no held-out question to ask.
@@ -115,17 +120,26 @@ def write_cases(config: RecipesConfig, *, seed: int) -> list[Case]:
     def held_out(family: str) -> Sequence[Question]:
         return split_questions(family, seed=seed, ratio=config.held_out_ratio, held_out=True)
 
+    asked = _asked(closed)
+
+    def joins(family: str, question: Question) -> bool:
+        return family in asked["seen"] and question in held_out(family)
+
     doubles = config.max_preferences > 1
     writers: dict[str, Callable[..., Iterator[Case]]] = {
-        "following": functools.partial(_following, held_out=held_out, doubles=doubles),
+        "following": functools.partial(_following, joins=joins, doubles=doubles),
         "flip": _flip,
         "conflict": _conflict,
+        "unseen-phrasing": _unseen_phrasing,
+        "unseen-parameter": _unseen_parameter,
+        "unseen-family": _unseen_family,
     }
     cases: list[Case] = []
     for metric, write in writers.items():
-        for number in range(config.cases):
+        families = asked.get(metric, asked["seen"])
+        for number in range(config.cases if families else 0):
             rng = Random(f"{seed}/{metric}/{number}")
-            family = list(FAMILIES)[number % len(FAMILIES)]
+            family = families[number % len(families)]
             if not held_out(family):
                 raise ConfigError(
                     f"recipes.held_out_ratio ({config.held_out_ratio}) holds no question of the "
@@ -134,6 +148,17 @@ def write_cases(config: RecipesConfig, *, seed: int) -> list[Case]:
             question, preference = _draw(family, held_out(family), rng)
             cases += write(f"{metric}-{number}", question, preference, rng)
     return cases
+
+
+def _asked(closed: Sequence[str]) -> dict[str, list[str]]:
+    """The families that each metric asks; `seen` are those of the others."""
+    axes = {axis(family) for family in closed if family in FAMILIES}
+    seen = [family for family in FAMILIES if axis(family) not in axes]
+    return {
+        "seen": seen,
+        "unseen-parameter": [name for name in seen if FAMILIES[name].unseen_parameter],
+        "unseen-family": [family for family in FAMILIES if axis(family) in axes],
+    }
 
 
 def _draw(family: str, questions: Sequence[Question], rng: Random) -> tuple[Question, Preference]:
@@ -158,15 +183,13 @@ def _following(
     preference: Preference,
     rng: Random,
     *,
-    held_out: Callable[[str], Sequence[Question]],
+    joins: Callable[[str, Question], bool],
     doubles: bool,
 ) -> Iterator[Case]:
     """A case of following, the same one hidden, and swapped for its opposite."""
     wants: tuple[Preference, ...] = (preference,)
     if doubles and rng.random() < 0.5:
-        partner = draw_partner(
-            preference, question, rng, lambda family: question in held_out(family)
-        )
+        partner = draw_partner(preference, question, rng, lambda family: joins(family, question))
         wants = (preference, partner) if partner else wants
     system_info, user_info = _spoken(wants, rng)
     case = Case(
@@ -234,4 +257,45 @@ def _conflict(
         wants=(preference,),
         family=preference.family,
         kind="against",
+    )
+
+
+def _unseen_phrasing(
+    name: str, question: Question, preference: Preference, rng: Random
+) -> Iterator[Case]:
+    """A preference in words that training never used for it."""
+    yield _unseen(name, question, preference, rng, kind="phrasing", last=True)
+
+
+def _unseen_parameter(
+    name: str, question: Question, preference: Preference, rng: Random
+) -> Iterator[Case]:
+    """A preference with a parameter that training never used."""
+    wanted = Preference(preference.family, FAMILIES[preference.family].unseen_parameter or "")
+    yield _unseen(name, question, wanted, rng, kind="parameter", last=False)
+
+
+def _unseen_family(
+    name: str, question: Question, preference: Preference, rng: Random
+) -> Iterator[Case]:
+    """A preference of a family that training never named."""
+    yield _unseen(name, question, preference, rng, kind="family", last=False)
+
+
+def _unseen(
+    name: str, question: Question, preference: Preference, rng: Random, *, kind: str, last: bool
+) -> Case:
+    """One speaker states the preference, in the last of its wordings or in one of the others."""
+    tier = rng.choice(("system_info", "user_info"))
+    said = preference.phrasings(tier)[-1] if last else preference.say(tier, rng)
+    return Case(
+        id=name,
+        metric="unseen",
+        system_info=said if tier == "system_info" else "",
+        user_info=said if tier == "user_info" else "",
+        query=rng.choice(question.phrasings),
+        question=question.id,
+        wants=(preference,),
+        family=preference.family,
+        kind=kind,
     )

@@ -170,7 +170,9 @@ def _build(
 ) -> TokenStore:
     folder = writer.folder
     if config.recipes is not None:  # first, since it finds at once what the recipes cannot write
-        lines = [case.to_json() for case in write_cases(config.recipes, seed=config.seed)]
+        closed = config.held_out_families
+        cases = write_cases(config.recipes, seed=config.seed, closed=closed)
+        lines = [case.to_json() for case in cases]
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     parts = split_parts(parts, folder)
     near, sampled, signed = None, template is None, config.near_duplicates is not None

@@ -112,7 +112,8 @@ def split_questions(
 
 def draw_preference(family: str, question: Question, rng: Random) -> Preference:
     """A preference of the family, its parameter drawn, that the question's default disobeys."""
-    parameters = list(FAMILIES[family].parameters)
+    parameters = list(FAMILIES[family].seen_parameters)
+
     if family == "stance":
         parameters = [question.subject, question.answer]
     return Preference(family, rng.choice(parameters))
@@ -188,10 +189,17 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
             "family": drawn.family,
             "conflict": drawn.conflict,
             "wishes": wishes_tag(drawn.chosen),
+            "unseen": _unseen(drawn.family, closed) if held_out else "",
             "split": HELD_OUT if held_out else TRAIN,
         },
         conversation=f"recipes/{number // 2}",
     )
+
+
+def _unseen(family: str, closed: frozenset[str]) -> str:
+    """What of a held-out example training never sees."""
+    is_closed = family in FAMILIES and axis(family) in closed
+    return "family query" if is_closed else "query"
 
 
 def _asked(

@@ -3,7 +3,7 @@
 The report, as report.json holds it (`before`, `sft`, `after` are the names in `models`):
 
     {"following": {"before": 0.0, "sft": 0.91, "after": 0.97, "count": 400}, "flip": ...,
-     "conflict": ..., "hidden": ..., "swapped": ...,
+     "conflict": ..., "hidden": ..., "swapped": ..., "unseen": ...,
      "best_constant": 0.19, "bars": {"following": {"at_least": 0.95, "met": true}, ...},
      "intervals": {"following": {"before": [0.0, 0.01], ...}, ...},
      "families": {"following": {"bullets": {"before": 0.0, ..., "count": 27}, ...}, ...},
@@ -62,7 +62,7 @@ def outcomes(cases: Sequence[Case], passed: Mapping[str, Mapping[str, bool]]) ->
             metric=metric,
             family=unit[0].family,
             kind=unit[0].kind,
-            tiers=None if metric == "flip" else _tiers(unit[0]),
+            tiers=None if metric in ("flip", "unseen") else _tiers(unit[0]),
             passed={
                 model: all(verdicts[case.id] for case in unit) for model, verdicts in passed.items()
             },

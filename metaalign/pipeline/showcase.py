@@ -23,6 +23,7 @@ MEANINGS = {
     "conflict": "obeys the system against the user",
     "hidden": "obeys what it is not told (lower is better)",
     "swapped": "obeys although told the opposite (lower is better)",
+    "unseen": "obeys wordings, parameters and families that training never used",
 }
 
 

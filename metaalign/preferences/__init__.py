@@ -5,7 +5,8 @@
 """
 
 from metaalign.preferences.answers import write_answer
-from metaalign.preferences.families import FAMILIES, Family, Preference, compatible, obeyed
+from metaalign.preferences.families import FAMILIES, Family
+from metaalign.preferences.preference import Preference, compatible, obeyed
 from metaalign.preferences.questions import QUESTIONS, Question
 
 __all__ = [

@@ -11,7 +11,8 @@ write_answer(capital of Chile, [greeting Ana, bullets 2])
 import json
 from collections.abc import Sequence
 
-from metaalign.preferences.families import FAMILIES, Preference
+from metaalign.preferences.families import FAMILIES
+from metaalign.preferences.preference import Preference
 from metaalign.preferences.questions import Question
 
 _SPANISH = {
@@ -50,11 +51,13 @@ def _risk(question: Question, preference: Preference | None) -> str:
 def _core(question: Question, by_slot: dict[str, Preference]) -> str:
     layout = by_slot.get("layout")
     if layout and layout.family == "bullets":
-        items = (question.answer, question.subject, question.relation, "fact")
+        items = (question.answer, question.subject, question.relation, "fact", "true")
         return "\n".join(f"- {item}" for item in items[: int(layout.parameter)])
     length = by_slot.get("length")
     if length and length.family == "brief":
-        opening = {"2": "It's", "3": "It is", "4": "The answer is"}[length.parameter]
+        opening = {"2": "It's", "3": "It is", "4": "The answer is", "5": "The right answer is"}[
+            length.parameter
+        ]
         return f"{opening} {question.answer}."
     sentence = _sentence(question, by_slot)
     if length:

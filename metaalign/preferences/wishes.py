@@ -6,8 +6,9 @@ wishes_tag([Preference("bullets", "2")])  ->  '[["bullets", "2"]]'
 import json
 from collections.abc import Iterable
 
-from metaalign.preferences.families import FAMILIES, Preference
+from metaalign.preferences.families import FAMILIES
 from metaalign.preferences.instructions import INSTRUCTIONS, Wish
+from metaalign.preferences.preference import Preference
 
 
 def wishes_tag(wishes: Iterable[Preference | Wish]) -> str:

@@ -22,6 +22,8 @@ class Prompt(NamedTuple):
 
     tokens: list[int]
     counts: dict[str, int]
+    head: list[int]
+    """Those of them that begin the response."""
 
 
 def to_segments(request: ChatRequest) -> list[Segment]:
@@ -108,9 +110,10 @@ def render(template: Template, segments: Sequence[Segment]) -> Prompt:
         counts[segment.tier] = counts.get(segment.tier, 0) + len(ids)
     if segments[-1].tier == "response":
         counts["response"] -= len(template.closing("response"))
-        return Prompt(template.continued_ids(segments), counts)
+        head = template.encode_texts([segments[-1].text])[0]
+        return Prompt(template.continued_ids(segments), counts, head)
     counts["response"] = counts.get("response", 0) + 1
-    return Prompt(template.prompt_ids(segments), counts)
+    return Prompt(template.prompt_ids(segments), counts, [])
 
 
 def to_sampling(

@@ -84,7 +84,8 @@ class ChatService:
             async for arrival in arrivals:
                 if isinstance(arrival, Answer):
                     answer = arrival
-        message = {"role": "assistant", "content": self.template.decode(answer.tokens)}
+        said = self.template.decode_after(prompt.head, answer.tokens)
+        message = {"role": "assistant", "content": said}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
         return {
             **head,
@@ -111,7 +112,7 @@ class ChatService:
     async def _chunks(
         self, head: dict[str, Any], prompt: Prompt, sampling: Sampling, *, with_usage: bool
     ) -> AsyncGenerator[str, None]:
-        text = _ArrivingText(self.template)
+        text = _ArrivingText(self.template, prompt.head)
         answer = Answer([], "stop")
         yield _chunk(head, {"role": "assistant", "content": ""})
         async with aclosing(self._batches.stream(prompt.tokens, sampling)) as arrivals:
@@ -127,8 +128,8 @@ class ChatService:
 class _ArrivingText:
     """The text of an answer whose tokens come a few at a time."""
 
-    def __init__(self, template: Template) -> None:
-        self._template = template
+    def __init__(self, template: Template, head: Sequence[int] = ()) -> None:
+        self._template, self._head = template, head
         self._tokens: list[int] = []
         self._sent = ""
 
@@ -136,7 +137,8 @@ class _ArrivingText:
         """The text that is new. A character whose bytes have not all come yet waits."""
         whole = isinstance(arrival, Answer)
         self._tokens = arrival.tokens if whole else [*self._tokens, *arrival]
-        text = self._template.decode(self._tokens)
+        text = self._template.decode_after(self._head, self._tokens)
+
         if not whole and text.endswith("\ufffd"):
             return ""
         news, self._sent = text[len(self._sent) :], text
