@@ -90,7 +90,7 @@ def test_a_row_that_leaves_its_meaning_open_is_refused(format: str, row: Any, wh
     "row",
     [
         {"prompt": "Hi", "response_1": "a", "response_2": "b", "preference_strength": 2},
-        {"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 0},
+        {"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "model_a"},
         {"question": "Hi", "answers": {"text": ["a"]}, "context": "b"},
     ],
 )

@@ -207,7 +207,8 @@ def _describe(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
         between, types = _parts(field.annotation)
         sections = [section for each in types for section in _sections(each)]
-        if between or not sections or _default(field) is None:
+        described = field.description is not None and _default(field) is None
+        if between or not sections or described:
             default = "required" if field.is_required() else repr(_default(field))
             summary = " ".join((field.description or "").split())
             yield f"  {prefix}{name} ({default})\n      {summary}".replace("%", "%%")

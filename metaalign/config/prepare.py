@@ -25,6 +25,8 @@ Format = Literal[
     "completion",
     "rated",
     "metaaligner",
+    "compared",
+    "shp",
     "fine_grained",
     "truthfulqa",
     "personas",

@@ -22,6 +22,13 @@ from metaalign.data.formats.chats import (
     read_query,
     read_sharegpt,
 )
+from metaalign.data.formats.compared import (
+    COMPARED,
+    SHP,
+    WINNER_KEYS,
+    read_compared,
+    read_shp,
+)
 from metaalign.data.formats.own import OWN_KEYS, read_metaalign
 from metaalign.data.formats.prompts import BESIDE, PROMPT_KEYS, SYSTEM_KEYS
 from metaalign.data.formats.rankings import (
@@ -158,6 +165,13 @@ SHAPES: dict[str, Shape] = {
         more=["Correct Answers"],
     ),
     "metaaligner": _shape("query", "goldens", "generated_text", read=read_metaaligner),
+    "compared": _shape(
+        *COMPARED,
+        read=read_compared,
+        more=(*_PROMPT, "labels", *WINNER_KEYS),
+        needs=[PROMPT_KEYS, ("labels", *WINNER_KEYS)],
+    ),
+    "shp": _shape("history", *SHP, "labels", read=read_shp),
     "sharegpt": _shape(
         "conversations",
         read=read_sharegpt,

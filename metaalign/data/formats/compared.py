@@ -1,0 +1,87 @@
+"""Two answers to one prompt, compared by objective. One row of each:
+
+    compared   {"prompt": "Hi", "response_0": "Hello!", "response_1": "Go.",
+                "labels": {"helpfulness": ">", "humor": "=", "length": "<"}}, or of PKU-SafeRLHF
+               {"prompt": "Hi", "response_0": "Hello!", "response_1": "Go.",
+                "better_response_id": 0, "safer_response_id": 1}
+    shp        {"history": "How do I ...?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}
+
+In `labels` stand MetaAligner's signs, `>` where the first answer is the better one at an objective,
+https://arxiv.org/abs/2403.17141; of SHP, 1 where the first one is. PKU-SafeRLHF's better response
+is the more helpful one, its safer one the less harmful, https://arxiv.org/abs/2310.12773.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metaalign.data.formats.fields import mapping, short, text
+from metaalign.data.formats.prompts import read_prompt
+from metaalign.data.reading import Reading
+from metaalign.errors import RowError
+from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
+
+COMPARED, SHP = ("response_0", "response_1"), ("human_ref_A", "human_ref_B")
+"""Where the two answers stand."""
+
+_SCORES = {">": (1.0, 0.0), "<": (0.0, 1.0), "=": (0.5, 0.5)}
+_WINNERS = {0: ">", 1: "<"}
+_CORRECTOR = ("warm_up", "equal", "contrastive")
+"""Recipes that read all objectives, and no order."""
+
+WINNER_KEYS = {"better_response_id": "helpfulness", "safer_response_id": "harmlessness"}
+"""Where the place of the better answer stands, and what it is better at."""
+
+
+def read_compared(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+    """A pair with scores by objective. Several need `order_by`, or the recipe of a corrector."""
+    prompt = read_prompt(row)
+    if prompt is None:
+        raise RowError("the prompt is missing")
+    signs = dict(mapping(row, "labels", name="objective"))
+    for key, objective in WINNER_KEYS.items():
+        if row.get(key) is not None:
+            signs.setdefault(objective, _sign(row[key], key))
+    if not signs:
+        raise RowError("labels: nobody compared the answers")
+    responses = _responses(row, COMPARED, signs)
+    order_by = reading.order_by or next(iter(signs))
+    ordered = len(signs) == 1 or reading.order_by is not None or reading.recipe in _CORRECTOR
+    if not ordered:
+        raise RowError(f"several objectives; give order_by one of {list(signs)}")
+    return [
+        Example(
+            tuple(prompt.turns),
+            responses,
+            source,
+            system_info=prompt.system_info,
+            order_by=order_by,
+        )
+    ]
+
+
+def read_shp(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+    """A pair of comments, of which readers preferred one."""
+    first = row.get("labels")
+    if first not in (0, 1) or isinstance(first, bool):
+        raise RowError(f"labels: expected 1 for the first answer or 0, got {short(first)}")
+    signs = {PREFERENCE: ">" if first else "<"}
+    turns = (Turn("user", text(row, "history")),)
+    return [Example(turns, _responses(row, SHP, signs), source)]
+
+
+def _responses(
+    row: Mapping[str, Any], keys: Sequence[str], signs: Mapping[str, Any]
+) -> tuple[Response, ...]:
+    for objective, sign in signs.items():
+        if not isinstance(sign, str) or sign not in _SCORES:
+            raise RowError(f"labels.{objective}: expected '>', '<' or '=', got {short(sign)}")
+    return tuple(
+        Response(text(row, key), {name: _SCORES[sign][place] for name, sign in signs.items()})
+        for place, key in enumerate(keys)
+    )
+
+
+def _sign(winner: Any, key: str) -> str:
+    if isinstance(winner, bool) or not isinstance(winner, int | float) or winner not in _WINNERS:
+        raise RowError(f"{key}: expected 0 or 1, got {short(winner)}")
+    return _WINNERS[int(winner)]
