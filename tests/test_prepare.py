@@ -206,3 +206,16 @@ def test_real_files_with_a_pretrained_tokenizer_keep_what_is_longer_than_its_con
     assert len(np.unique(columns.meta_prompt[pairs])) == 2
     held = columns.split == "held_out"
     assert not set(columns.conversation[held]) & set(columns.conversation[~held])
+
+
+def test_tiers_too_long_for_the_context_are_printed_with_their_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = " ".join(f"{number * 7919}" for number in range(40))
+    rows = [*alpaca(8), {"instruction": long, "output": "y"}]
+    source = {"path": str(write(tmp_path / "rows.jsonl", rows)), "user_info": "I am Ana."}
+    store = prepare_store(config_of(tmp_path, sources=[source], context=80, held_out_ratio=0))
+    assert store.manifest["too_long"]["count"] == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 examples have tiers too long for a context of 80: " in told
+    assert "rows.jsonl, row 8: user_info" in told

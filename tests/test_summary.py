@@ -1,5 +1,7 @@
 """What the manifest says of a store's examples, against numbers counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from metaalign.data.summary import Summary
@@ -57,3 +59,38 @@ def test_tallies_are_the_same_in_any_pieces(template: Template, pieces: list[int
     # 8 + 2 and 8 + 3, 6 + 2, 6 + 2 and 6 + 2; two prompts stand again, of 8 and of 6 tokens, and
     # the 3 of "me".
     assert summary.shared_prefix() == {"responses": 14 / 45, "meta_prompt": 17 / 45}
+
+
+@pytest.mark.parametrize(
+    ("context", "long"),
+    [
+        (8, []),
+        (7, [{"system_info": 0, "user_info": 3, "user_query": 4}]),
+        (
+            5,
+            [
+                {"system_info": 0, "user_info": 3, "user_query": 4},
+                {"system_info": 0, "user_info": 3, "user_query": 2},
+                {"system_info": 0, "user_info": 0, "user_query": 5},
+            ],
+        ),
+    ],
+)
+def test_tiers_that_alone_exceed_a_context_are_told_by_tier_and_row(
+    template: Template, context: int, long: list[dict[str, int]]
+) -> None:
+    """With the token that opens the response: 8, 6 and 6."""
+    summary = Summary(context)
+    summary.add(SegmentEncoder(template).encode(EXAMPLES).index)
+    place = {"source_file": "a.jsonl", "source_row": 0}
+    first = [{**place, **each} for each in long]
+    assert summary.too_long() == {"context": context, "count": len(long), "first": first}
+    assert Summary().too_long() == {}
+
+
+def test_earlier_turns_could_be_dropped_and_do_not_count(template: Template) -> None:
+    earlier = (Turn("user", "a" * 50), Turn("assistant", "b" * 50))
+    turns = (*earlier, *EXAMPLES[0].turns)
+    summary = Summary(8)
+    summary.add(SegmentEncoder(template).encode([replace(EXAMPLES[0], turns=turns)]).index)
+    assert summary.too_long()["count"] == 0

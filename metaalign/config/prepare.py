@@ -190,6 +190,10 @@ class PrepareConfig(Section):
     of a held-out one and is left out of training; 0.8 is usual. None leaves all of them in.
     Rule-written data is split by what it asks and prefers, and is not looked at."""
 
+    context: int | None = Field(default=None, ge=1)
+    """Largest context that will be trained at. Examples whose System Info, User Info and last query
+    alone are longer are told by tier and length; training leaves them out. None tells none."""
+
     oppose_personas: bool = True
     """Put every statement of a persona under its declared opposite too, labels flipped."""
 

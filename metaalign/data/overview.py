@@ -8,6 +8,7 @@ from rich.table import Table
 from metaalign.data.ledger import DUPLICATES, PLAIN, UNANSWERED
 from metaalign.data.store import TokenStore
 from metaalign.examples import HELD_OUT, TRAIN
+from metaalign.template import TIERS
 
 _SHOWN = ("rows", "used", "quarantined", "written", TRAIN, HELD_OUT)
 """Counts of the printed ledger; what was left out on the way is told below it."""
@@ -26,6 +27,7 @@ def overview(store: TokenStore) -> Table:
     histogram = store.manifest["token_histogram"]
     tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
     told = [line for entry in store.manifest["ledger"] for line in _left_out(entry)]
+    told += _too_long(store.manifest["too_long"])
     told += [_spent(name, spent) for name, spent in store.manifest["teachers"].items()]
     table.caption = "\n".join([f"tokens: {tokens}", *told])
     table.caption_justify = "left"
@@ -54,6 +56,16 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
 def _short(source: str) -> str:
     """The last two parts of a path or address."""
     return "/".join(source.partition("?")[0].rsplit("/", 2)[-2:])
+
+
+def _too_long(told: Mapping[str, Any]) -> Iterator[str]:
+    """The examples that no answer fits behind."""
+    if not told.get("count"):
+        return
+    yield f"{told['count']:,} examples have tiers too long for a context of {told['context']:,}:"
+    for each in told["first"][:_REASONS_SHOWN]:
+        tiers = ", ".join(f"{tier} {each[tier]:,}" for tier in TIERS[:3] if each[tier])
+        yield f"  {_short(each['source_file'])}, row {each['source_row']}: {tiers}"
 
 
 def _spent(name: str, spent: Mapping[str, Any]) -> str:

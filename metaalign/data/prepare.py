@@ -169,11 +169,7 @@ def _build(
     served: Mapping[str, Served],
 ) -> TokenStore:
     folder = writer.folder
-    if config.recipes is not None:  # first, since it finds at once what the recipes cannot write
-        closed = config.held_out_families
-        cases = write_cases(config.recipes, seed=config.seed, closed=closed)
-        lines = [case.to_json() for case in cases]
-        (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_cases(config, folder)  # first, since it finds at once what the recipes cannot write
     parts = split_parts(parts, folder)
     near, sampled, signed = None, template is None, config.near_duplicates is not None
     kept, spent = None, {}
@@ -198,7 +194,16 @@ def _build(
     for_each(parts, functools.partial(_write, folder=folder, tools=tools))
     ledger = check_ledger(config, parts, writer)
     shutil.rmtree(folder / FOLDER)
-    return writer.finish(template, fingerprint=fingerprint, ledger=ledger, teachers=spent)
+    return writer.finish(
+        template, fingerprint=fingerprint, ledger=ledger, teachers=spent, context=config.context
+    )
+
+
+def _write_cases(config: PrepareConfig, folder: Path) -> None:
+    if config.recipes is not None:
+        cases = write_cases(config.recipes, seed=config.seed, closed=config.held_out_families)
+        lines = [case.to_json() for case in cases]
+        (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _near_held_out(threshold: float, folder: Path, count: int) -> NearHeldOut:

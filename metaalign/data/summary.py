@@ -13,13 +13,23 @@ import pyarrow.compute as pc
 from metaalign.template import TIERS
 
 _SYSTEM, _USER = TIERS.index("system_info"), TIERS.index("user_info")
+_PLACE = ("source_file", "source_row")
+_TOLD_TOO_LONG = 20
 
 
 class Summary:
-    """Tallies over index tables of ENCODED_SCHEMA's columns."""
+    """Tallies over index tables of ENCODED_SCHEMA's columns.
 
-    def __init__(self) -> None:
+    Args:
+        context: Tokens above which System Info, User Info and the last query of an example are told
+            to be too long.
+    """
+
+    def __init__(self, context: int | None = None) -> None:
         self.examples = 0
+        self._context = context
+        self._too_long = 0
+        self._first_too_long: list[dict[str, Any]] = []
         self._counts: dict[str, Counter[str]] = {
             "split": Counter(), "recipe": Counter(), "source": Counter()
         }  # fmt: skip
@@ -61,8 +71,26 @@ class Summary:
         system = tiers[starts] == _SYSTEM
         user = tiers[starts + system] == _USER  # a query follows, so this is a segment too
         meta = lengths[starts] * system + lengths[starts + system] * user
+        ends = _column(index, "segment_tiers").offsets.to_numpy()[1:] - 1
+        if self._context is not None:
+            parts = (lengths[starts] * system, lengths[starts + system] * user, lengths[ends])
+            self._add_too_long(index, np.stack(parts, axis=1), self._context)
         self._meta_prompts.append(_column(index, "meta_prompt").to_numpy())
         self._meta_lengths.append(meta.astype(np.int32))
+
+    def _add_too_long(self, index: pa.Table, tiers: np.ndarray, context: int) -> None:
+        """tiers: (rows, 3) tokens of System Info, User Info and the last query."""
+        long = np.flatnonzero(tiers.sum(axis=1) >= context)  # a token opens the response
+        self._too_long += len(long)
+        for row in long[: _TOLD_TOO_LONG - len(self._first_too_long)].tolist():
+            place = {name: _column(index, name)[row].as_py() for name in _PLACE}
+            told = dict(zip(TIERS[:3], tiers[row].tolist(), strict=True))
+            self._first_too_long.append({**place, **told})
+
+    def too_long(self) -> dict[str, Any]:
+        """Examples whose tiers alone are too long for the context: how many, and the first."""
+        told = {"count": self._too_long, "first": self._first_too_long}
+        return {} if self._context is None else {"context": self._context, **told}
 
     def _add_bins(self, tier: str, lengths: np.ndarray) -> None:
         self._tokens[tier] += int(lengths.sum())

@@ -124,17 +124,20 @@ class StoreWriter:
         fingerprint: str,
         ledger: Sequence[dict[str, Any]] = (),
         teachers: Mapping[str, Any] | None = None,
+        context: int | None = None,
     ) -> TokenStore:
         """Write tokenizer, index and manifest, put the store in place, and open it.
 
         Args:
             ledger: Rows in, examples out and rows quarantined, one dict a source.
             teachers: What was asked of each teacher, and its cost.
+            context: Tokens above which an example's tiers alone are told to be too long.
 
         Raises:
             DataError: there is no example.
         """
-        shards, summary = self._join_index()
+        summary = Summary(context)
+        shards = self._join_index(summary)
         template.save(self.folder / TOKENIZER_FOLDER)
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -148,6 +151,7 @@ class StoreWriter:
             "shared_prefix": summary.shared_prefix(),
             "ledger": list(ledger),
             "teachers": dict(teachers or {}),
+            "too_long": summary.too_long(),
         }
         for left in self.folder.rglob("*.part"):  # of tasks that were killed
             left.unlink()
@@ -156,9 +160,9 @@ class StoreWriter:
         self._put_in_place()
         return TokenStore.open(self.path)
 
-    def _join_index(self) -> tuple[list[str], Summary]:
+    def _join_index(self, summary: Summary) -> list[str]:
         """One index of all pieces, in the store's order; the shards' names in that order."""
-        summary, shards = Summary(), []
+        shards = []
         pieces = sorted(self.folder.glob("index-*.arrow"))
         if not pieces:
             raise DataError(f"{self.path}: no example is left to put into the token store")
@@ -170,7 +174,7 @@ class StoreWriter:
                 summary.add(rows)
                 shards.append(piece.name.replace("index-", "tokens-"))
                 piece.unlink()
-        return shards, summary
+        return shards
 
     def _put_in_place(self) -> None:
         if self.path.exists() and not (self.path / MANIFEST_FILE).exists():
