@@ -12,6 +12,7 @@ from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig
 from metaalign.data.hub import fingerprint, load, name_of, told
 from metaalign.data.parts import plan_parts, read_part, split_parts
+from metaalign.data.reading import BadRow
 from metaalign.errors import DataError
 
 ROWS = [
@@ -41,16 +42,20 @@ def saved(tmp_path: Path, *, splits: bool) -> str:
     return str(tmp_path / "saved")
 
 
-def prepared(tmp_path: Path, dataset: dict[str, Any]) -> list[dict[str, Any]]:
+def prepared(
+    tmp_path: Path, dataset: dict[str, Any], format: str = "messages"
+) -> tuple[list[dict[str, Any]], list[BadRow]]:
     config = PrepareConfig.model_validate(
         {"storage": str(tmp_path), "sources": [{"dataset": dataset}], "held_out_ratio": 0}
     )
     parts = plan_parts(config)
-    assert [part.format for part in parts] == ["messages"]
+    assert [part.format for part in parts] == [format]
     folder = tmp_path / "building"
     folder.mkdir()
     (part,) = split_parts(parts, folder)
-    return [example.to_row() for read in read_part(part) for example in read.examples]
+    reads = list(read_part(part))
+    made = [example.to_row() for read in reads for example in read.examples]
+    return made, [row for read in reads for row in read.bad]
 
 
 @pytest.mark.parametrize("kind", ["files", "saved", "saved splits"])
@@ -58,7 +63,7 @@ def test_a_data_set_becomes_examples_that_name_it(tmp_path: Path, kind: str) -> 
     name = (
         folder_of_files(tmp_path) if kind == "files" else saved(tmp_path, splits="splits" in kind)
     )
-    examples = prepared(tmp_path, {"name": name})
+    examples, _ = prepared(tmp_path, {"name": name})
     assert [example["responses"][0]["text"] for example in examples] == [f"a{i}" for i in range(5)]
     shown = f"datasets/{name.strip('/')}/train"
     assert [example["source"] for example in examples] == [
@@ -87,14 +92,29 @@ def test_a_data_set_that_is_a_script_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 150])
-@pytest.mark.parametrize("column", ["text", "when"])
-def test_a_value_that_cannot_be_read_is_told(tmp_path: Path, place: int, column: str) -> None:
-    texts, days = [b"a"] * 200, [1] * 200
-    texts[place], days[place] = b"\xff", 2**31 - 1
-    values = pa.array(texts).view(pa.string()) if column == "text" else pa.array(days, pa.date32())
-    datasets.Dataset(pa.table({column: values})).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(DataError, match=r"a value (of the column .*)?cannot be read: "):
-        told(DatasetConfig(name=str(tmp_path / "saved")))
+@pytest.mark.parametrize("column", ["output", "when"])
+def test_a_value_that_cannot_be_read_costs_its_own_row(
+    tmp_path: Path, place: int, column: str
+) -> None:
+    outputs, days = [b"a"] * 200, [1] * 200
+    if column == "output":
+        outputs[place] = b"\xff"
+    else:
+        days[place] = 2**31 - 1
+    columns = {
+        "instruction": [f"q{row}" for row in range(200)],
+        "output": pa.array(outputs).view(pa.string()),
+        "when": pa.array(days, pa.date32()),
+    }
+    datasets.Dataset(pa.table(columns)).save_to_disk(str(tmp_path / "saved"))
+    dataset = {"name": str(tmp_path / "saved")}
+    made, bad = prepared(tmp_path, dataset, format="alpaca")
+    assert len(made) == 199
+    assert [(row.row, row.reason.partition(": ")[0]) for row in bad] == [
+        (place, "a value cannot be read")
+    ]
+    first = told(DatasetConfig(**dataset))
+    assert first == told(DatasetConfig(**dataset))
 
 
 def test_a_data_set_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Tasks on other nodes do not see the cache that the driver loads into.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -11,13 +12,12 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from metaalign.config.prepare import DatasetConfig
+from metaalign.data.records import UNREADABLE, Record, table_record
 from metaalign.errors import DataError
 
 _ROWS_A_GROUP = 1_000
-_ROWS_TRIED = 100
-"""Rows that are read before any task does: of those the format is told."""
-_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
-"""What a text that is not UTF-8 and a date out of range raise."""
+_ROWS_LOOKED_AT = 100
+"""Rows that the format is told of, before any task reads one."""
 
 
 def load(config: DatasetConfig) -> datasets.Dataset:
@@ -36,16 +36,15 @@ def load(config: DatasetConfig) -> datasets.Dataset:
     except (OSError, ValueError, LookupError, RuntimeError, DatasetsError) as error:
         raise DataError(f"dataset {config.name!r}: {error}") from error  # RuntimeError of a script
     assert isinstance(found, datasets.Dataset)
-    _try_rows(found, config.name)
     return found
 
 
-def _try_rows(dataset: datasets.Dataset, name: str) -> None:
-    try:
-        for _ in dataset.select(range(min(len(dataset), _ROWS_TRIED))):
-            pass
-    except _UNREADABLE as error:
-        raise DataError(f"dataset {name!r}: a value cannot be read: {error}") from error
+def first_records(dataset: datasets.Dataset) -> Iterator[Record]:
+    """The first rows, as they are read of the Parquet file; a bad value is its own row's."""
+    for table in dataset.with_format("arrow").iter(batch_size=_ROWS_LOOKED_AT):
+        (batch,) = table.combine_chunks().to_batches()  # pyright: ignore
+        yield from (table_record(row, batch.slice(row, 1)) for row in range(batch.num_rows))
+        return
 
 
 def _is_saved(folder: Path) -> bool:
@@ -75,22 +74,27 @@ def name_of(config: DatasetConfig) -> str:
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """sha256 of its columns and all of its values.
-
-    Raises:
-        DataError: one of them cannot be read.
-    """
+    """sha256 of its columns and all of its values; of one that cannot be read, of the reason."""
     digest = hashlib.sha256(str(dataset.features).encode())
     for batch in dataset.with_format("arrow").iter(batch_size=1_000):
         table = batch.combine_chunks()  # pyright: ignore[reportAttributeAccessIssue]
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            try:
-                values = column.to_pylist()
-            except _UNREADABLE as error:
-                told = f"a value of the column {name!r} cannot be read: {error}"
-                raise DataError(f"dataset: {told}") from error
-            digest.update(repr(values).encode("utf-8", "surrogatepass"))
+        for column in table.columns:
+            digest.update(_told(column).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _told(column: pa.ChunkedArray) -> str:
+    try:
+        return repr(column.to_pylist())
+    except UNREADABLE:
+        return repr([*map(_value, column)])
+
+
+def _value(value: pa.Scalar) -> object:
+    try:
+        return value.as_py()
+    except UNREADABLE as error:
+        return error
 
 
 def write(dataset: datasets.Dataset, file: Path) -> None:

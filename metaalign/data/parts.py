@@ -17,7 +17,7 @@ from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.formats.personas import persona_info
 from metaalign.data.ledger import FOLDER
 from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import Record, Span, check_file, read_records, split_file
+from metaalign.data.records import Span, check_file, read_records, split_file
 from metaalign.errors import ConfigError, DataError, StorageError
 from metaalign.examples import PREFERENCE
 from metaalign.folders import Folder, modified, size_of
@@ -149,8 +149,8 @@ def _state(file: Folder) -> tuple[int | None, int | None]:
 
 def _dataset_part(number: int, config: DatasetConfig, format: str, reading: Reading) -> Part:
     dataset, name = hub.load(config), hub.name_of(config)
-    rows = (Record(row, value) for row, value in enumerate(dataset))
-    format = detect_format(rows, name) if format == "auto" else format
+    if format == "auto":
+        format = detect_format(hub.first_records(dataset), name)
     if format == "personas":
         persona_info(name, reading)
     told = hub.fingerprint(dataset)

@@ -28,6 +28,9 @@ from metaalign.folders import Folder, open_to_read
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
 _LINES_LOOKED_AT = 20
+UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
+"""What a text that is not UTF-8 and a date of the year 9,000,000 raise."""
+
 _ROWS_AT_ONCE = 1_000
 _DEEPEST = 64
 _GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
@@ -313,14 +316,15 @@ def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Ite
         if batch is None:
             return
         for place in range(batch.num_rows):
-            yield _table_row(row + place, batch.slice(place, 1))
+            yield table_record(row + place, batch.slice(place, 1))
         row += batch.num_rows
 
 
-def _table_row(row: int, one: pa.RecordBatch) -> Record:
+def table_record(row: int, one: pa.RecordBatch) -> Record:
+    """The record of a table's row, given as a batch of one."""
     try:
         return Record(row, one.to_pylist()[0])
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # such as a date of year 9e6
+    except UNREADABLE as error:
         return Record(row, None, problem=f"a value cannot be read: {error}", text=repr(error))
 
 
