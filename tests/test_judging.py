@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from metaalign.config.teacher import JudgementConfig
-from metaalign.data.judging import Ask, judge, judge_prompt, read_scores
+from metaalign.data.judging import judge, judge_prompt, read_scores
+from metaalign.data.replies import Ask
 from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn, ordered_pairs
 from metaalign.upstream import AnswerError, Reply, Request
@@ -87,6 +88,14 @@ def test_objectives_are_asked_one_by_one_and_their_mean_is_the_preference() -> N
     assert made.order_scores() == [5, 4]
     ordered = judged(ask, "a", "bbb", objectives=objectives, order_by="brevity")
     assert ordered.order_scores() == [1, 3]
+
+
+def test_a_judge_that_was_cut_off_gave_no_answer() -> None:
+    async def ask(_: str, __: Request) -> Reply:
+        return Reply("A: 3\nB: 8\nBut on reflection A is", "length")
+
+    with pytest.raises(AnswerError, match="cut off"):
+        judged(ask, "a", "b")
 
 
 def test_one_answer_needs_no_judge_and_too_many_have_no_letters() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from metaalign.config.teacher import NegativesConfig
-from metaalign.data.judging import Ask
 from metaalign.data.negatives import first_sentence, likeness, with_negative
+from metaalign.data.replies import Ask
 from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn
 from metaalign.preferences import Preference
@@ -106,8 +106,11 @@ def test_where_nothing_is_said_nothing_is_hidden_and_nobody_asked() -> None:
     ask, asked = saying(lambda _, __: "Quito.")
     plain = replace(example(), system_info="", user_info="", turns=(Turn("user", "Capital?"),))
     assert made(ask, plain, way="hidden") == plain
-    with pytest.raises(RowError, match="as good or too much alike"):
-        made(ask, replace(plain, responses=PAIR[:1]), way="hidden_tails")
+    consensus = replace(example(), tags={"recipe": "consensus"})
+    assert made(ask, consensus, way="hidden_tails") == consensus
+    for given in (plain, consensus):
+        with pytest.raises(RowError, match=r"no meta-prompt to hide.* way=sampled"):
+            made(ask, replace(given, responses=PAIR[:1]), way="hidden_tails")
     assert asked == []
 
 
@@ -131,7 +134,7 @@ def test_one_that_needs_a_negative_is_left_out_without() -> None:
         (example(), {"replace": True}),
         (example(*(replace(each, scores={}) for each in PAIR)), {}),
     ):
-        with pytest.raises(RowError, match="as good or too much alike"):
+        with pytest.raises(RowError, match="as good as the best response, or too like it"):
             made(ask, given, **settings)
     with pytest.raises(RowError, match="every response is undesirable"):
         made(ask, example(Response("x", {}, False)))
@@ -182,7 +185,7 @@ def test_tails_are_compared_without_their_heads() -> None:
     """The heads are equal in any case; of a long answer with one new word they would decide."""
     best = "One two three four five six seven eight nine yes."
     ask, asked = saying(lambda request, _: best[len(request.head) :])
-    with pytest.raises(RowError, match="too much alike"):
+    with pytest.raises(RowError, match="too like it"):
         made(ask, example(Response(best)), way="hidden_tails")
     assert len(asked) == 3
     assert len({each.head for each in asked}) > 1  # cut elsewhere each time
@@ -199,13 +202,15 @@ def test_a_single_word_is_asked_for_anew() -> None:
 
 def test_an_answer_that_was_cut_off_or_is_empty_is_none() -> None:
     for reply, message in (
-        (Reply("Quito is", "length"), "raise max_tokens, got 'length'"),
-        (Reply("Quito", "content_filter"), "got 'content_filter'"),
+        (Reply("Quito is", "length"), "cut off; raise max_tokens"),
+        (Reply("Quito", "content_filter"), "withheld by the server's filter"),
         (Reply(" \n", "stop"), "an answer is empty"),
     ):
         ask, _ = saying(lambda _, __, reply=reply: reply)
         with pytest.raises(AnswerError, match=message):
             made(ask, example())
+    ask, _ = saying(lambda _, __: Reply("Quito.", "eos"))  # as some servers say it
+    assert texts(made(ask, example()))[2] == "Quito."
     ask, _ = saying(lambda _, __: Reply(" is not it. And", "length"))
     assert "is not it." in texts(made(ask, example(), way="hidden_tails"))[2]
 

@@ -51,7 +51,7 @@ def test_the_key_tells_apart_what_may_be_answered_otherwise() -> None:
 
     def key(asked: Request, identity: str = "a") -> str:
         served = Served(identity=identity)
-        return key_of(body_of(asked, config, served), served)
+        return key_of(asked, config, served)
 
     one = key(request(draw="0/respond/0"))
     assert key(request(draw="0/respond/0")) == one
@@ -64,3 +64,10 @@ def test_the_key_tells_apart_what_may_be_answered_otherwise() -> None:
     ]
     assert len({one, *others}) == 6
     assert key(request(draw="a", temperature=0)) == key(request(draw="b", temperature=0))
+    assert key(request(max_tokens=9)) == key(request(max_tokens=99))
+
+
+def test_draws_stay_apart_where_no_seed_is_sent() -> None:
+    config = TeacherConfig(base_url="http://h/v1", model="m", extra={"seed": None})
+    keys = {key_of(request(draw=f"{number}"), config, Served()) for number in range(4)}
+    assert len(keys) == 4

@@ -96,14 +96,14 @@ def test_rejected_responses_come_from_the_model_of_the_first_stage(
                 Segment("user_query", f"What is the capital of Peru, {number}?"),
             ]
         )
-        seed = _seed_of("0/sampled/0")
+        seed = seed_of("0/sampled/0")
         (answer,) = engine.generate([prompt], Sampling(300, temperature=1.0, seed=seed))
         assert said[2] == engine.template.decode(answer.tokens).strip()
         assert store.tags(number)["negative"] == "sampled"
     assert store.template.fingerprint != again.template.fingerprint
 
 
-def _seed_of(draw: str) -> int:
+def seed_of(draw: str) -> int:
     return zlib.crc32(draw.encode()) >> 1
 
 
@@ -205,6 +205,7 @@ def test_too_many_failures_end_it_before_everything_is_asked(tmp_path: Path) -> 
         assert len(server.asked) < 40
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_without_paying_twice(tmp_path: Path) -> None:
     """SIGKILL while it asks; what was under way is all that is asked for again."""
     file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(60)])
@@ -240,73 +241,6 @@ def test_a_killed_job_goes_on_without_paying_twice(tmp_path: Path) -> None:
         assert sum(times.values()) - 60 <= 4, times  # two under way when it was killed, twice
 
 
-def test_a_conversation_is_answered_turn_by_turn(tmp_path: Path) -> None:
-    asked = {"turns": ["Who are you?", "And I?"], "question_id": 81, "category": "writing"}
-    file = write(tmp_path / "mt.jsonl", [asked] * 1)
-
-    def script(body: dict[str, Any], _: int) -> str:
-        return f"{len(body['messages'])} {body['seed']}"
-
-    samples = {"teacher": "t", "samples": 2}
-    with served(script) as server:
-        source = {"path": str(file), "responses": samples, "format": "prompts"}
-        store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
-        seeds = [_seed_of(f"0/respond/{number}") for number in range(2)]
-        assert texts(store, 0) == [f"1 {seed}" for seed in seeds]
-        assert texts(store, 1) == [f"3 {seed}" for seed in seeds]
-        later = [body["messages"] for body in server.asked if len(body["messages"]) == 3]
-        assert later[0] == [
-            {"role": "user", "content": "Who are you?"},
-            {"role": "assistant", "content": f"1 {seeds[0]}"},
-            {"role": "user", "content": "And I?"},
-        ]
-
-
-def test_a_judge_orders_what_a_teacher_answered_and_recipes_follow(tmp_path: Path) -> None:
-    """Two answers, the longer one judged better, and it is the one that a recipe makes obey."""
-    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(3)])
-    long = "It is Lima, by the sea. It is old. It is large. It is loud. It is near the desert."
-
-    def script(body: dict[str, Any], _: int) -> str:
-        told = body["messages"][-1]["content"]
-        if "[What to judge]" not in told:
-            return long if body["seed"] == _seed_of("0/respond/1") else "Lima."
-        first = told.index("[Answer A]") < told.index(long) < told.index("[Answer B]")
-        return "A: 9\nB: 2" if first else "A: 2\nB: 9"
-
-    with served(script) as server:
-        source = {
-            "path": str(file),
-            "responses": {"teacher": "t", "samples": 2},
-            "judgement": {"teacher": "t", "objectives": {"depth": "How deep is it"}},
-            "order_by": "depth",
-        }
-        store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
-        assert texts(store, 0) == ["Lima.", long]
-        assert store.columns.order_score[:2].tolist() == [2.0, 9.0]
-        asked = len(server.asked)
-        assert asked == 3 * (2 + 2)
-        source["recipe"] = "priority"
-        made = prepare_store(config_of(tmp_path, server.url, sources=[source], output="made"))
-        assert len(server.asked) == asked
-    assert len(made) > 3
-    assert {made.tags(n)["recipe"] for n in range(len(made))} == {"priority"}
-    for number in range(len(made)):  # shortened or not, it is the longer answer's beginning
-        assert "by the sea" in texts(made, number)[0].lower()
-
-
-def test_rule_written_examples_get_negatives_too(tmp_path: Path) -> None:
-    recipes = {"examples": 100, "cases": 20, "negatives": {"teacher": "t", "way": "hidden"}}
-    with served(lambda _, number: f"whatever {number}") as server:
-        store = prepare_store(config_of(tmp_path, server.url, recipes=recipes))
-        counts = Counter(len(texts(store, n)) for n in range(len(store)))
-        (entry,) = store.manifest["ledger"]
-        assert counts[2] == entry["plain"] > 0  # nothing was said to them, so nothing hidden
-        assert counts[3] == 120 - counts[2]
-        first = sum(body["seed"] == _seed_of("0/hidden/0") for body in server.asked)
-        assert first < counts[3]  # both sides of a flip hide the same
-
-
 def test_an_unknown_teacher_is_named(tmp_path: Path) -> None:
     source = {"path": "/rows.jsonl", "responses": {"teacher": "q"}}
     with pytest.raises(ValueError, match="teachers: q is not among them; known: t"):
@@ -319,3 +253,28 @@ def test_a_server_that_is_not_there_is_told_before_anything_starts(tmp_path: Pat
     with pytest.raises(UpstreamError, match="no server answers"):
         prepare_store(config_of(tmp_path, "http://127.0.0.1:9/v1", sources=[source]))
     assert not list(tmp_path.glob(".store*"))
+
+
+def test_bad_rows_are_found_before_anything_is_paid_for(tmp_path: Path) -> None:
+    half = [{"prompt": f"Query {n}?"} if n % 2 else {"prompt": 7} for n in range(20)]
+    file = write(tmp_path / "rows.jsonl", half)
+    source = {"path": str(file), "responses": {"teacher": "t"}, "format": "prompts"}
+    with served(_refuses("nothing")) as server:
+        with pytest.raises(DataError, match="10 of 20 rows are bad"):
+            prepare_store(config_of(tmp_path, server.url, sources=[source]))
+        assert server.asked == []
+
+
+def test_a_finished_store_needs_no_teacher_nor_do_kept_answers(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(5)])
+    source = {"path": str(file), "responses": {"teacher": "t"}}
+    with served(_refuses("nothing")) as server:
+        config = config_of(tmp_path, server.url, sources=[source])
+        store = prepare_store(config)
+    assert prepare_store(config).fingerprint == store.fingerprint
+    other = config_of(tmp_path, server.url, sources=[source], output="other")
+    assert prepare_store(other).manifest["teachers"]["t"]["kept"] == 5
+    more = write(tmp_path / "more.jsonl", [{"prompt": f"Query {n}?"} for n in range(6)])
+    source["path"] = str(more)
+    with pytest.raises(UpstreamError, match="no server answers, and not every answer is kept"):
+        prepare_store(config_of(tmp_path, server.url, sources=[source]))

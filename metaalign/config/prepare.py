@@ -1,5 +1,6 @@
 """Settings of the prepare job: files and recipes in, token store out."""
 
+from string import ascii_uppercase
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -125,6 +126,13 @@ class SourceConfig(Section):
     def _one_origin(self) -> "SourceConfig":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give exactly one of path and dataset")
+        return self
+
+    @model_validator(mode="after")
+    def _judgeable(self) -> "SourceConfig":
+        most = len(ascii_uppercase)
+        if self.judgement and self.responses and self.responses.samples > most:
+            raise ValueError(f"responses.samples: a judge takes at most {most} answers")
         return self
 
 

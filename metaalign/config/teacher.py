@@ -55,8 +55,14 @@ class TeacherConfig(Section):
     """Price of a million tokens of answers."""
 
     max_cost: float | None = Field(default=None, gt=0)
-    """Cost of one job at which it asks no more and fails. What is under way then still comes in;
-    all answers are kept."""
+    """Cost of one job, by the prices, at which it asks no more and fails. What is under way then
+    still comes in; all answers are kept."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "TeacherConfig":
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("max_cost needs input_price, output_price or both")
+        return self
 
     @field_validator("extra")
     @classmethod
@@ -123,7 +129,8 @@ class NegativesConfig(AskConfig):
     """sampled: what the teacher answers under the same meta-prompt, as MetaAlign's second stage
     asks of the first one's model. hidden: what it answers without System Info and User Info.
     hidden_tails (BDHS): every sentence of the best response is cut, and the teacher ends it without
-    seeing them; the server must know continue_final_message, as metaalign's and vLLM do."""
+    seeing them; the server must know continue_final_message, as metaalign's and vLLM do. Examples
+    without a meta-prompt, and those of the recipe consensus, have nothing to hide."""
 
     replace: bool = False
     """Put it in place of all but the best response, as MetaAlign does, rather than beside them.

@@ -20,6 +20,7 @@ from metaalign.data.recipes import (
     axis,
     draw_partner,
     draw_preference,
+    questions_for,
     say,
     split_questions,
 )
@@ -156,9 +157,19 @@ def _asked(closed: Sequence[str]) -> dict[str, list[str]]:
     seen = [family for family in FAMILIES if axis(family) not in axes]
     return {
         "seen": seen,
-        "unseen-parameter": [name for name in seen if FAMILIES[name].unseen_parameter],
+        "unseen-parameter": [name for name in seen if _needs_its_parameter(name)],
         "unseen-family": [family for family in FAMILIES if axis(family) in axes],
     }
+
+
+def _needs_its_parameter(family: str) -> bool:
+    """Whether an answer to a parameter that training sees never obeys the one it does not see."""
+    unseen, question = FAMILIES[family].unseen_parameter, questions_for(family)[0]
+    if unseen is None:
+        return False
+    seen = [Preference(family, parameter) for parameter in FAMILIES[family].seen_parameters]
+    wanted = (Preference(family, unseen),)
+    return not any(obeyed(question, wanted, write_answer(question, (each,))) for each in seen)
 
 
 def _draw(family: str, questions: Sequence[Question], rng: Random) -> tuple[Question, Preference]:

@@ -2,24 +2,22 @@
 
 The judge sees the example's own System Info and User Info, and all its answers in one request, in
 a drawn order; then in the reverse one, since judges favour a place (MT-bench,
-https://arxiv.org/abs/2306.05685). Of two answers that the two orders rank in opposite ways,
-neither is better.
+https://arxiv.org/abs/2306.05685). Scores are the mean. Where an example has two answers, and the
+two orders rank them in opposite ways, neither is better.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from statistics import fmean
 from string import ascii_uppercase
 
 from metaalign.config.teacher import JudgementConfig
+from metaalign.data.replies import Ask, whole_answer
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Turn
-from metaalign.upstream import AnswerError, Reply, Request
-
-Ask = Callable[[str, Request], Awaitable[Reply]]
-"""Takes the name of a teacher and what to ask."""
+from metaalign.upstream import AnswerError, Request
 
 WORST, BEST = 1.0, 10.0
 
@@ -80,7 +78,7 @@ async def _scores(
         draw="judge",
     )
     reply = await ask(config.teacher, asked)
-    shown = read_scores(reply.text, len(order))
+    shown = read_scores(whole_answer(reply), len(order))
     scores = [0.0] * len(order)
     for place, k in enumerate(order):
         scores[k] = shown[place]

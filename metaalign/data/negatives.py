@@ -14,11 +14,11 @@ from difflib import SequenceMatcher
 from random import Random
 
 from metaalign.config.teacher import NegativesConfig
-from metaalign.data.judging import Ask
+from metaalign.data.replies import Ask, whole_answer
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, best_response, ordered_pairs
 from metaalign.preferences.wishes import are_obeyed
-from metaalign.upstream import AnswerError, Reply, Request
+from metaalign.upstream import Request
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?]+(?=\s|$)|(?=\n)|$)")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n")
@@ -39,9 +39,12 @@ async def with_negative(
     if best is None:
         raise RowError("negatives: every response is undesirable")
     ordered = bool(ordered_pairs(example.order_scores()))
-    negative = await _negative(example, example.responses[best].text, config, ask, seed)
+    why, negative = _NOTHING_HIDDEN, None
+    if config.way == "sampled" or _is_hiding(example):
+        why = _NO_WORSE
+        negative = await _negative(example, example.responses[best].text, config, ask, seed)
     if negative is None and (config.replace or not ordered):
-        raise RowError("negatives: all that the teacher said is as good or too much alike")
+        raise RowError(why)
     if negative is None:
         return example
     tags = {**example.tags, "negative": config.way}
@@ -63,8 +66,6 @@ async def _negative(
     example: Example, best: str, config: NegativesConfig, ask: Ask, seed: int
 ) -> str | None:
     """The first thing the teacher says that will do; None where nothing does."""
-    if config.way != "sampled" and _hidden(example) == example:
-        return None
     same_again = config.temperature == 0 and config.way != "hidden_tails"
     known = {response.text for response in example.responses}
     for number in range(1 if same_again else config.tries):
@@ -74,6 +75,18 @@ async def _negative(
         if said not in known and likeness < config.most_alike and not obeys:
             return said
     return None
+
+
+_NO_WORSE = "negatives: all that the teacher said is as good as the best response, or too like it"
+_NOTHING_HIDDEN = (
+    "negatives: there is no meta-prompt to hide, or it changes nothing, so an answer without it is "
+    "no worse; way=sampled asks under it"
+)
+
+
+def _is_hiding(example: Example) -> bool:
+    """Whether an answer may be worse for what is hidden; whoever asks, a consensus is the same."""
+    return _hidden(example) != example and example.tags.get("recipe") != "consensus"
 
 
 def _hidden(example: Example) -> Example:
@@ -137,19 +150,6 @@ def first_sentence(text: str) -> str:
     """A text up to the end of its first sentence or line."""
     found = _SENTENCE_END.search(text)
     return (text[: found.end()] if found else text).rstrip()
-
-
-def whole_answer(reply: Reply) -> str:
-    """The text of an answer that came to its end.
-
-    Raises:
-        AnswerError: it is empty, or was cut off.
-    """
-    if reply.finish_reason != "stop":
-        raise AnswerError(f"an answer was cut off; raise max_tokens, got {reply.finish_reason!r}")
-    if not reply.text.strip():
-        raise AnswerError("an answer is empty")
-    return reply.text.strip()
 
 
 def likeness(first: str, second: str) -> float:

@@ -107,7 +107,8 @@ def _judged_by(source: SourceConfig) -> str | None:
     """The setting order_by, where it names what a teacher is to judge by."""
     if source.judgement is None:
         return None
-    judged = {*source.judgement.objectives, PREFERENCE}
+    judged = set(source.judgement.objectives)
+    judged |= {PREFERENCE} if len(judged) > 1 else set()
     return source.order_by if source.order_by in judged else None
 
 

@@ -1,7 +1,7 @@
-"""The passes of the prepare job over one part: sign, ask, survey, write.
+"""The passes of the prepare job over one part: survey, ask, survey again, write.
 
-Every pass makes the same of the same part: what a teacher answers is asked for in one of them, and
-looked up in those that follow. Plain functions, no Ray.
+Passes make the same of the same part: what teachers answer is asked for in one of them, and looked
+up in those that follow. Plain functions, no Ray.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from metaalign.data.duplicates import HeldOutSignatures, NearHeldOut
-from metaalign.data.judging import Ask
 from metaalign.data.ledger import (
     FOLDER,
     PartLedger,
@@ -21,6 +20,7 @@ from metaalign.data.ledger import (
 )
 from metaalign.data.parts import Part, read_part
 from metaalign.data.reading import BadRow, printable
+from metaalign.data.replies import Ask
 from metaalign.data.teaching import in_recipe, looked_up, made_of
 from metaalign.data.tokens import SegmentEncoder
 from metaalign.data.writer import ShardWriter
@@ -38,14 +38,6 @@ def raw_examples(part: Part, keeps: Keeps | None = None) -> Iterator[Example]:
         for example in read.examples:
             if (example.responses or part.reading.responses) and _kept(part, example, keeps):
                 yield example
-
-
-def sign_part(part: Part, number: int, *, folder: Path) -> None:
-    """Keep the signatures of a part's held-out examples, and nothing else."""
-    signatures = HeldOutSignatures()
-    for _ in raw_examples(part, signatures.take):
-        pass
-    signatures.write(signatures_of(folder, number))
 
 
 def survey_part(
@@ -66,7 +58,8 @@ def survey_part(
         sampled: Keep a sample of its text.
         signed: Keep the signatures of its held-out examples.
         near: Tells near-duplicates of held-out examples, which are left out.
-        ask: Looks up what teachers answered.
+        ask: Looks up what teachers answered; None before they were asked, when examples are
+            counted as they were read.
     """
     ledger, signatures = PartLedger(sampled=sampled), HeldOutSignatures()
     keeps = signatures.take if signed else near and near.keeps
@@ -138,8 +131,7 @@ def part_examples(
 def _made(part: Part, example: Example, ask: Ask | None) -> list[Example]:
     if not part.reading.is_taught:
         return in_recipe(example, part.reading)
-    assert ask is not None, "a part that a teacher is asked for comes with its answers"
-    return looked_up(made_of(example, part.reading, ask))
+    return [example] if ask is None else looked_up(made_of(example, part.reading, ask))
 
 
 def _kept(part: Part, example: Example, keeps: Keeps | None) -> bool:

@@ -30,10 +30,10 @@ from metaalign.data.checks import check_ledger
 from metaalign.data.cluster import CONSOLE, for_each
 from metaalign.data.duplicates import NearHeldOut
 from metaalign.data.files import code_fingerprint
-from metaalign.data.ledger import COUNTS, FOLDER, QUARANTINE, UNTAUGHT, read_sample
+from metaalign.data.ledger import COUNTS, FOLDER, QUARANTINE, read_sample
 from metaalign.data.overview import overview
 from metaalign.data.parts import Part, plan_parts, split_parts
-from metaalign.data.passes import sign_part, signatures_of, survey_part, write_part
+from metaalign.data.passes import signatures_of, survey_part, write_part
 from metaalign.data.store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
 from metaalign.data.teacher import ask_teachers, kept_answers, look_up_teachers
 from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
@@ -151,12 +151,10 @@ def _finished_store(path: Path, fingerprint: str) -> TokenStore | None:
         return None  # of another version, or damaged: prepared again
     if store.fingerprint != fingerprint:
         return None
-    untaught = sum(entry[UNTAUGHT] for entry in store.manifest["ledger"])
-    if untaught:
-        CONSOLE.print(
-            f"{path}: {untaught:,} examples had no answer; their teachers are asked again"
-        )
-    return None if untaught else store
+    failed = sum(spent["failed"] for spent in store.manifest["teachers"].values())
+    if failed:
+        CONSOLE.print(f"{path}: {failed:,} requests failed when it was made; they are sent again")
+    return None if failed else store
 
 
 def _build(
@@ -171,21 +169,16 @@ def _build(
     folder = writer.folder
     _write_cases(config, folder)  # first, since it finds at once what the recipes cannot write
     parts = split_parts(parts, folder)
-    near, sampled, signed = None, template is None, config.near_duplicates is not None
-    kept, spent = None, {}
-    if config.asks():
-        if config.near_duplicates is not None:
-            for_each(parts, functools.partial(sign_part, folder=folder))
-            near, signed = _near_held_out(config.near_duplicates, folder, len(parts)), False
+    survey = functools.partial(_survey, config, parts, writer)
+    kept, spent, near, unsigned = None, {}, None, config.near_duplicates is not None
+    if config.asks():  # what is wrong with the files is found before anything is paid for
+        survey(sampled=False)
+        near, unsigned = _near_held_out(config, folder, len(parts)), False
         kept = kept_answers(config, served, folder)
         spent = ask_teachers(config, parts, kept, near)
-    if sampled or signed:
-        CONSOLE.print(f"surveying {len(parts)} parts")
-        survey = functools.partial(_survey, folder=folder, sampled=sampled, signed=signed)
-        for_each(parts, functools.partial(survey, lookups=ray.put((near, kept))))
-        check_ledger(config, parts, writer)
-    if signed and config.near_duplicates is not None:
-        near = _near_held_out(config.near_duplicates, folder, len(parts))
+    if template is None or unsigned:
+        survey(sampled=template is None, near=near, kept=kept)
+        near = near or _near_held_out(config, folder, len(parts))
     if template is None:
         sample = read_sample(folder, len(parts))
         template = train_tokenizer(sample, config.tokenizer.vocabulary_size)
@@ -206,11 +199,24 @@ def _write_cases(config: PrepareConfig, folder: Path) -> None:
         (folder / CASES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _near_held_out(threshold: float, folder: Path, count: int) -> NearHeldOut:
-    return NearHeldOut([signatures_of(folder, number) for number in range(count)], threshold)
-
-
 def _survey(
+    config: PrepareConfig,
+    parts: Sequence[Part],
+    writer: StoreWriter,
+    *,
+    sampled: bool,
+    near: NearHeldOut | None = None,
+    kept: Kept | None = None,
+) -> None:
+    """Count, and keep a sample of text and, where no near-duplicates are known yet, signatures."""
+    CONSOLE.print(f"surveying {len(parts)} parts")
+    signed = config.near_duplicates is not None and near is None
+    task = functools.partial(_survey_one, folder=writer.folder, sampled=sampled, signed=signed)
+    for_each(parts, functools.partial(task, lookups=ray.put((near, kept))))
+    check_ledger(config, parts, writer)
+
+
+def _survey_one(
     part: Part, number: int, *, folder: Path, sampled: bool, signed: bool, lookups: ray.ObjectRef
 ) -> None:
     near, kept = _lookups(lookups)
@@ -221,6 +227,13 @@ def _survey(
 @functools.lru_cache(maxsize=1)
 def _lookups(lookups: ray.ObjectRef) -> tuple[NearHeldOut | None, Kept | None]:
     return ray.get(lookups)
+
+
+def _near_held_out(config: PrepareConfig, folder: Path, count: int) -> NearHeldOut | None:
+    if config.near_duplicates is None:
+        return None
+    files = [signatures_of(folder, number) for number in range(count)]
+    return NearHeldOut(files, config.near_duplicates)
 
 
 def _write(part: Part, number: int, *, folder: Path, tools: ray.ObjectRef) -> None:

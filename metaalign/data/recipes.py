@@ -189,16 +189,17 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
             "family": drawn.family,
             "conflict": drawn.conflict,
             "wishes": wishes_tag(drawn.chosen),
-            "unseen": _unseen(drawn.family, closed) if held_out else "",
+            "unseen": _unseen(drawn, closed) if held_out else "",
             "split": HELD_OUT if held_out else TRAIN,
         },
         conversation=f"recipes/{number // 2}",
     )
 
 
-def _unseen(family: str, closed: frozenset[str]) -> str:
+def _unseen(drawn: _Draft, closed: frozenset[str]) -> str:
     """What of a held-out example training never sees."""
-    is_closed = family in FAMILIES and axis(family) in closed
+    families = {drawn.family, *(wish.family for wish in drawn.chosen)}
+    is_closed = any(axis(name) in closed for name in families if name in FAMILIES)
     return "family query" if is_closed else "query"
 
 

@@ -57,7 +57,8 @@ def look_up_teachers(config: PrepareConfig) -> dict[str, Served]:
         UpstreamError: one cannot be reached, refuses the key, or cannot do what is asked of it.
     """
     names = sorted({ask.teacher for ask in config.asks()})
-    served = {name: look_up(name, config.teachers[name]) for name in names}
+    remembered = resolve(config.storage, ANSWERS) / "served"
+    served = {name: look_up(name, config.teachers[name], remembered) for name in names}
     asked = [each.negatives for each in (*config.sources, config.recipes) if each is not None]
     for negatives in asked:
         if negatives is None or negatives.way != "hidden_tails":
@@ -138,20 +139,25 @@ class _Asker:
         return {"told": [json.dumps({"stopped": self._stopped, "spent": spent})]}
 
     async def _ask_all(self) -> None:
-        room, under_way = asyncio.Semaphore(self._most), set[asyncio.Task[None]]()
+        room = asyncio.Semaphore(self._most)
         async with AsyncExitStack() as stack:
             for client in self._clients.values():
                 await stack.enter_async_context(client.opened())
             teller = asyncio.create_task(self._tell())
+            try:
+                await self._ask_about_all(room)
+            except ExceptionGroup as errors:  # a file that cannot be read, or an error of ours
+                raise errors.exceptions[0] from errors
+            finally:
+                teller.cancel()
+
+    async def _ask_about_all(self, room: asyncio.Semaphore) -> None:
+        async with asyncio.TaskGroup() as group:
             for part, example in self._examples():
                 await room.acquire()
                 if self._stopped:
-                    break
-                task = asyncio.create_task(self._ask_about(part, example, room))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            await asyncio.gather(*under_way)
-            teller.cancel()
+                    return
+                group.create_task(self._ask_about(part, example, room))
 
     def _examples(self) -> Iterator[tuple[Part, Example]]:
         for part in self._parts:

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from metaalign.config.teacher import ResponsesConfig
-from metaalign.data.judging import Ask, judge
+from metaalign.data.judging import judge
 from metaalign.data.meta_prompts import put_under
-from metaalign.data.negatives import whole_answer, with_negative
+from metaalign.data.negatives import with_negative
 from metaalign.data.objectives import SETS, reformulate
 from metaalign.data.reading import Reading
+from metaalign.data.replies import Ask, whole_answer
 from metaalign.examples import Example, Response, Turn
 from metaalign.upstream import Request
 
@@ -52,6 +53,8 @@ async def made_of(example: Example, reading: Reading, ask: Ask) -> list[Example]
         made = [
             await with_negative(each, reading.negatives, ask, seed=reading.seed) for each in made
         ]
+    for each in made:
+        each.validate()
     return made
 
 
@@ -72,8 +75,6 @@ async def respond(
         responses = tuple(Response(text) for text in texts)
         answered.append(replace(example, turns=tuple(said), responses=responses))
         said.append(Turn("assistant", texts[0]))
-    for each in answered:
-        each.validate()
     return answered if reading.assistant_turns == "every" else answered[-1:]
 
 

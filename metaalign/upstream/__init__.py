@@ -5,10 +5,11 @@ the same answer. Nobody else in the house speaks to such a server.
 """
 
 from metaalign.upstream.answers import Answers
-from metaalign.upstream.client import AnswerError, Client, Spending, key_in_environment, look_up
+from metaalign.upstream.client import AnswerError, Client, Spending
 from metaalign.upstream.kept import Kept
 from metaalign.upstream.once import ask
-from metaalign.upstream.requests import Reply, Request, Served, body_of, key_of
+from metaalign.upstream.requests import Reply, Request, body_of, key_of
+from metaalign.upstream.served import Served, key_in_environment, look_up
 
 __all__ = [
     "AnswerError",

@@ -1,7 +1,7 @@
 """Answers that were paid for, kept by the key of what was asked, one small file each.
 
     answers/3f/a91c....json   {"text": "Lima.", "finish_reason": "stop",
-                               "prompt_tokens": 31, "completion_tokens": 3}
+                               "prompt_tokens": 31, "completion_tokens": 3, "limit": 64}
 
 A file is there whole or not at all, and the first answer to a request stays. Any number of
 processes may keep and find answers at once.
@@ -28,8 +28,11 @@ class Answers:
             return None
         return found if isinstance(found, dict) else None
 
-    def keep(self, key: str, answer: dict[str, Any]) -> dict[str, Any]:
+    def keep(self, key: str, answer: dict[str, Any], *, replace: bool = False) -> dict[str, Any]:
         """Keep an answer; returns the one that is kept from now on, which may be an earlier one.
+
+        Args:
+            replace: Put it in the place of an earlier one.
 
         Raises:
             OSError: the storage cannot take it.
@@ -38,8 +41,8 @@ class Answers:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            unfinished.write_text(json.dumps(answer, ensure_ascii=False), encoding="utf-8")
-            if file.exists() and self.find(key) is None:
+            unfinished.write_text(json.dumps(answer), encoding="utf-8")
+            if replace or (file.exists() and self.find(key) is None):
                 os.replace(unfinished, file)
             else:
                 os.link(unfinished, file)

@@ -5,7 +5,6 @@ is kept before anything else happens to it, whatever it says.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,24 +15,19 @@ from weakref import WeakValueDictionary
 import openai
 import tenacity
 from aiolimiter import AsyncLimiter
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
 
 from metaalign.config.teacher import TeacherConfig
 from metaalign.errors import UpstreamError
+from metaalign.upstream import failures
 from metaalign.upstream.answers import Answers
-from metaalign.upstream.requests import Reply, Request, Served, body_of, key_of
+from metaalign.upstream.failures import short
+from metaalign.upstream.requests import Reply, Request, body_of, find_reply, key_of
+from metaalign.upstream.served import Served, named, refused_key
 
-_PATIENCE_S = 120.0
-"""Seconds of failures alone after which the server counts as gone."""
-
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-
-_PASSING = frozenset({408, 409, 425, 429})
-"""Status codes below 500 of failures that may pass."""
-
-_CLOSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-"""Answers of a server that will answer nothing else; 403 may also refuse a single text."""
+_PATIENCE_S, _PATIENCE = 120.0, 3
+"""Seconds of failures alone, of so many requests, after which the server counts as gone."""
 
 
 class AnswerError(UpstreamError):
@@ -61,36 +55,6 @@ class Spending:
     cost: float = 0.0
 
 
-def key_in_environment(config: TeacherConfig) -> str:
-    """The key of an endpoint; servers that want none get a word for it."""
-    return os.environ.get(config.key) or "none"
-
-
-def look_up(name: str, config: TeacherConfig) -> Served:
-    """What the server says of the model. A server without a list of models says nothing.
-
-    Raises:
-        UpstreamError: it cannot be reached, or refuses the key.
-    """
-    card: Any = None
-    try:
-        with OpenAI(
-            base_url=config.base_url, api_key=key_in_environment(config), timeout=config.timeout_s
-        ) as server:
-            cards = server.models.list().data or []
-        card = next((each for each in cards if each.id == config.model), None)
-    except openai.APIConnectionError as error:
-        raise UpstreamError(f"{_named(name, config)}: no server answers ({error})") from error
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise UpstreamError(_refused_key(name, config, error)) from error
-    except (openai.APIStatusError, ValueError, AttributeError, TypeError):
-        pass  # It has no list of models, or one of another shape.
-    owner = str(getattr(card, "owned_by", "") or "")
-    fingerprint = str(getattr(card, "fingerprint", "") or "") if owner == "metaalign" else ""
-    identity = f"{fingerprint}{config.version}" or config.base_url.rstrip("/")
-    return Served(owner=owner, identity=identity, fingerprint=fingerprint)
-
-
 class Client:
     """Asks one teacher.
 
@@ -112,28 +76,23 @@ class Client:
         failed: Answers,
     ) -> None:
         self.spending = Spending()
-        self._name, self._config, self._served = _named(name, config), config, served
-        self._api_key, self._teacher = key, name
+        self._teacher, self._name = name, named(name, config)
+        self._config, self._served, self._api_key = config, served, key
         self._answers, self._failed = answers, failed
-        self._answered_at = time.monotonic()
+        self._failures, self._failing_since = 0, 0.0
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Client"]:
         """The client, while its event loop runs."""
-        config = self._config
+        config, pace = self._config, self._config.requests_per_minute
         self._slots = asyncio.Semaphore(config.concurrency)
         # One at a time, so that a minute's requests do not come all at once.
-        pace = config.requests_per_minute
         self._requests = AsyncLimiter(1, 60 / pace) if pace else None
-        self._tokens = (
-            AsyncLimiter(config.tokens_per_minute, 60) if config.tokens_per_minute else None
-        )
+        most = config.tokens_per_minute
+        self._tokens = AsyncLimiter(most, 60) if most else None
         async with AsyncOpenAI(
-            base_url=config.base_url,
-            api_key=self._api_key,
-            timeout=config.timeout_s,
-            max_retries=0,
+            base_url=config.base_url, api_key=self._api_key, timeout=config.timeout_s, max_retries=0
         ) as self._server:
             yield self
 
@@ -144,71 +103,89 @@ class Client:
             AnswerError: this request has none.
             UpstreamError: the server is not to be asked any more; says what to change.
         """
-        body = body_of(request, self._config, self._served)
-        key = key_of(body, self._served)
+        key = key_of(request, self._config, self._served)
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:  # an equal request may be under way
-            kept = self._answers.find(key)
+            kept = find_reply(self._answers, key, request)
             if kept is not None:
                 self.spending.kept += 1
-                return Reply(**kept)
+                return kept
             noted = self._failed.find(key)
             if noted is not None:
                 raise AnswerError(noted["reason"])
             async with self._slots:
                 try:
-                    reply = await self._asked(body)
+                    return await self._asked(request, key)
                 except AnswerError as error:
                     self.spending.failed += 1
                     self._failed.keep(key, {"reason": str(error)})
                     raise
-            return Reply(**self._answers.keep(key, asdict(reply)))
 
-    async def _asked(self, body: Mapping[str, Any]) -> Reply:
-        self._check_cost()
+    async def _asked(self, request: Request, key: str) -> Reply:
+        if not self._served.reached:
+            raise UpstreamError(f"{self._name}: no server answers, and not every answer is kept")
         try:
-            completion = await self._tried(body)
+            completion = await self._tried(body_of(request, self._config, self._served))
         except (openai.APIError, ValueError) as error:
             raise self._judged(error) from error
-        reply = self._read(completion)
-        self._answered_at = time.monotonic()
+        reply = self._read(completion, request)
+        outgrown = self._answers.find(key) is not None  # it was cut off, and may be longer now
+        kept = self._answers.keep(key, asdict(reply), replace=outgrown)
+        self._failures = 0
         self._count(reply)
-        if self._tokens is not None:
-            used = reply.prompt_tokens + reply.completion_tokens
-            await self._tokens.acquire(min(used, self._tokens.max_rate))
-        return reply
+        if getattr(completion, "usage", None) is None and self._config.max_cost is not None:
+            raise UpstreamError(f"{self._name}: it tells no usage, so max_cost cannot be kept")
+        return Reply(**kept)
 
     def _judged(self, error: Exception) -> UpstreamError:
         """What a request that failed means for the others."""
-        told = f"{self._name}: {_short(error)}"
-        if isinstance(error, _CLOSED) and not (_status(error) == 403 and self.spending.asked):
-            return UpstreamError(_refused_key(self._teacher, self._config, error))
-        if _is_out_of_quota(error):
+        told = f"{self._name}: {short(error)}"
+        one_text = failures.status_of(error) == 403 and self.spending.asked
+        if failures.is_closed(error) and not one_text:
+            return UpstreamError(refused_key(self._teacher, self._config, error))
+        if failures.is_out_of_credit(error):
             return UpstreamError(f"{told}: no credit is left")
-        if _may_pass(error) and time.monotonic() - self._answered_at > _PATIENCE_S:
+        if failures.may_pass(error) and self._is_gone():
             return UpstreamError(
                 f"{self._name}: nothing but failures for {_PATIENCE_S:.0f} seconds, last "
-                f"{_short(error)}; the answers so far are kept: start the job again when it answers"
+                f"{short(error)}; the answers so far are kept: start the job again when it answers"
             )
         return AnswerError(told)
+
+    def _is_gone(self) -> bool:
+        """Whether requests fail since long, this one the last of them."""
+        now = time.monotonic()
+        self._failing_since = now if self._failures == 0 else self._failing_since
+        self._failures += 1
+        return self._failures >= _PATIENCE and now - self._failing_since >= _PATIENCE_S
 
     async def _tried(self, body: Mapping[str, Any]) -> object:
         """The completion, asked for again after failures that may pass."""
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_may_pass),
+            retry=tenacity.retry_if_exception(failures.may_pass),
             stop=tenacity.stop_after_attempt(1 + self._config.max_retries),
-            wait=_pause,
+            wait=failures.pause,
             reraise=True,
         )
         async for attempt in attempts:
             with attempt:
                 self.spending.again += attempt.retry_state.attempt_number > 1
-                if self._requests is not None:
-                    await self._requests.acquire()
+                await self._paced(body)
+                self._check_cost()
                 return await self._server.post(
                     "/chat/completions", body=dict(body), cast_to=ChatCompletion
                 )
         raise AssertionError("tenacity raises the last failure")
+
+    async def _paced(self, body: Mapping[str, Any]) -> None:
+        """Wait for a place in the minute, for as many tokens as a request took so far."""
+        spent = self.spending
+        if self._tokens is not None:
+            tokens = spent.prompt_tokens + spent.completion_tokens
+            likely = tokens / spent.asked if spent.asked else _most_tokens(body)
+            await self._tokens.acquire(min(likely, self._tokens.max_rate))
+        if self._requests is not None:
+            await self._requests.acquire()
 
     def _check_cost(self) -> None:
         limit = self._config.max_cost
@@ -218,22 +195,21 @@ class Client:
                 "answers are kept: start the job again to go on, or raise max_cost"
             )
 
-    def _read(self, completion: Any) -> Reply:
+    def _read(self, completion: Any, request: Request) -> Reply:
         """What a completion says; servers differ in what they leave out."""
         try:
             choice = completion.choices[0]
             text, reason = choice.message.content or "", choice.finish_reason or "stop"
         except (AttributeError, IndexError, TypeError) as error:
-            shown = _short(completion)
+            shown = short(completion)
             raise AnswerError(f"{self._name}: expected a chat completion, got {shown}") from error
         told = getattr(completion, "system_fingerprint", None)
         if self._served.fingerprint and told != self._served.fingerprint:
             raise UpstreamError(f"{self._name}: another model was put in its place meanwhile")
         usage = getattr(completion, "usage", None)
-        if usage is None and self._config.max_cost is not None:
-            raise UpstreamError(f"{self._name}: it tells no usage, so max_cost cannot be kept")
         counts = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
-        return Reply(str(text), str(reason), *map(int, counts))
+        whole = str(text).encode("utf-8", "replace").decode()  # a model may write half a character
+        return Reply(whole, str(reason), *map(int, counts), limit=request.max_tokens)
 
     def _count(self, reply: Reply) -> None:
         self.spending.asked += 1
@@ -244,42 +220,7 @@ class Client:
         self.spending.cost += paid / 1e6
 
 
-def _status(error: object) -> int:
-    return getattr(error, "status_code", None) or 0
-
-
-def _may_pass(error: BaseException) -> bool:
-    passing = _status(error) in _PASSING or _status(error) >= 500
-    gone = isinstance(error, openai.APIConnectionError)
-    return (passing or gone) and not _is_out_of_quota(error)
-
-
-def _is_out_of_quota(error: object) -> bool:
-    return _status(error) == 402 or getattr(error, "code", None) == "insufficient_quota"
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds before a request is sent again: what the server asks for, or twice the last pause."""
-    doubling = tenacity.wait_random_exponential(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)(state)
-    error = state.outcome.exception() if state.outcome is not None else None
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    try:
-        return max(doubling, float(headers.get("retry-after", 0)))
-    except ValueError:  # a date
-        return _LONGEST_PAUSE_S
-
-
-def _named(name: str, config: TeacherConfig) -> str:
-    return f"teachers.{name}: {config.model} at {config.base_url}"
-
-
-def _refused_key(name: str, config: TeacherConfig, error: openai.APIStatusError) -> str:
-    hint = ""
-    if error.status_code in (401, 403):
-        is_set = "" if os.environ.get(config.key) else ", which is not set"
-        hint = f"; its key is read from ${config.key}{is_set}"
-    return f"{_named(name, config)}: {_short(error)}{hint}"
-
-
-def _short(told: object) -> str:
-    return " ".join(str(told).split())[:300]
+def _most_tokens(body: Mapping[str, Any]) -> float:
+    """A guess at what a request takes: a token for four characters, and its longest answer."""
+    said = sum(len(message["content"]) for message in body["messages"])
+    return said / 4 + (body.get("max_tokens") or 0)

@@ -7,7 +7,8 @@ from pathlib import Path
 from metaalign.config.teacher import TeacherConfig
 from metaalign.upstream.answers import Answers
 from metaalign.upstream.client import AnswerError
-from metaalign.upstream.requests import Reply, Request, Served, body_of, key_of
+from metaalign.upstream.requests import Reply, Request, find_reply, key_of
+from metaalign.upstream.served import Served
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Kept:
             AnswerError: it gave none.
         """
         served = self.served[teacher]
-        key = key_of(body_of(request, self.teachers[teacher], served), served)
-        kept = Answers(self.answers).find(key)
+        key = key_of(request, self.teachers[teacher], served)
+        kept = find_reply(Answers(self.answers), key, request)
         if kept is not None:
-            return Reply(**kept)
+            return kept
         noted = Answers(self.failed).find(key)
         raise AnswerError(noted["reason"] if noted else f"teachers.{teacher} was not asked")

@@ -12,12 +12,14 @@ A body that goes to metaalign's server, and to any other:
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from metaalign.config.teacher import TeacherConfig
 from metaalign.examples import Turn
+from metaalign.upstream.answers import Answers
+from metaalign.upstream.served import Served
 
 
 @dataclass(frozen=True)
@@ -47,33 +49,15 @@ class Reply:
 
     Attributes:
         text: The answer, or how it goes on from the request's head.
-        finish_reason: `stop`, or why it ends early: `length`, `content_filter`.
+        finish_reason: `length` or `content_filter` where it ends early; else it came to its end.
+        limit: Most tokens that it was given.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a server says of the model that it serves.
-
-    Attributes:
-        owner: Who made the server, by the model's card: `metaalign`, `vllm`, `openai`, ...
-        identity: Answers belong to it; another one's are not used.
-        fingerprint: Of the weights, where the server tells one.
-    """
-
-    owner: str = ""
-    identity: str = ""
-    fingerprint: str = ""
-
-    @property
-    def continues(self) -> bool:
-        """Whether it goes on from the beginning of an answer."""
-        return self.owner in ("metaalign", "vllm", "sglang")
+    limit: int = 0
 
 
 def body_of(request: Request, config: TeacherConfig, served: Served) -> dict[str, Any]:
@@ -110,7 +94,22 @@ def _messages(request: Request, *, fields: bool) -> Iterator[dict[str, str]]:
         yield {"role": "assistant", "content": request.head}
 
 
-def key_of(body: Mapping[str, Any], served: Served) -> str:
-    """What an answer is kept under: equal for equal bodies to the same model."""
-    told = json.dumps([served.identity, body], sort_keys=True)
+def key_of(request: Request, config: TeacherConfig, served: Served) -> str:
+    """What an answer is kept under: equal for equal requests to the same model.
+
+    How long it may be does not count: one that came to its end is no other under a higher limit.
+    """
+    body = body_of(request, config, served)
+    body.pop("max_tokens", None)
+    draw = request.draw if request.temperature else ""
+    told = json.dumps([served.identity, draw, body], sort_keys=True)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find_reply(answers: Answers, key: str, request: Request) -> Reply | None:
+    """The kept answer to a request; None where there is none, or it was cut off too early."""
+    found = answers.find(key)
+    reply = None if found is None else Reply(**found)
+    if reply is not None and reply.finish_reason == "length" and reply.limit < request.max_tokens:
+        return None
+    return reply

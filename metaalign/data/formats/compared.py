@@ -45,8 +45,8 @@ def read_compared(row: Mapping[str, Any], source: Source, reading: Reading) -> l
         raise RowError("labels: nobody compared the answers")
     responses = _responses(row, COMPARED, signs)
     order_by = reading.order_by or next(iter(signs))
-    ordered = len(signs) == 1 or reading.order_by is not None or reading.recipe in _CORRECTOR
-    if not ordered:
+    needs_none = reading.recipe in _CORRECTOR or reading.judgement is not None
+    if len(signs) > 1 and reading.order_by is None and not needs_none:
         raise RowError(f"several objectives; give order_by one of {list(signs)}")
     return [
         Example(

@@ -151,7 +151,7 @@ def _order_by(rated: Iterable[Scores], reading: Reading) -> str:
     if reading.order_by is not None:
         return reading.order_by
     plain = [name for name in (OVERALL, PREFERENCE) if name in names]
-    if not plain and len(names) > 1:
+    if not plain and len(names) > 1 and reading.judgement is None:
         raise RowError(f"several objectives and no overall score; give order_by one of {names}")
     return (plain or names)[0]
 
