@@ -105,7 +105,11 @@ def ask_teachers(
     given = {"work": ray.put((taught, kept, keys, near, allowed))}
     with data_context():
         asked = ray.data.from_items([0]).map_batches(
-            _Asker, fn_constructor_kwargs=given, concurrency=1, num_cpus=0, max_restarts=0
+            _Asker,
+            fn_constructor_kwargs=given,
+            concurrency=1,
+            num_cpus=0,  # it waits, and nothing else
+            ray_remote_args_fn=_no_restart,
         )
         (told,) = (json.loads(row["told"]) for row in asked.take_all())
     for name, spent in told["spent"].items():
@@ -113,6 +117,11 @@ def ask_teachers(
     if told["stopped"]:
         raise UpstreamError(told["stopped"])
     return told["spent"]
+
+
+def _no_restart() -> dict[str, Any]:
+    """One that started over would know nothing of what it spent; the job is started again."""
+    return {"max_restarts": 0}
 
 
 class _Asker:
