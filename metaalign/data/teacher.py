@@ -107,7 +107,7 @@ def ask_teachers(
         asked = ray.data.from_items([0]).map_batches(
             _Asker,
             fn_constructor_kwargs=given,
-            concurrency=1,
+            compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=0,  # it waits, and nothing else
             ray_remote_args_fn=_no_restart,
         )

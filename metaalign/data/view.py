@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metaalign.data.ledger import LEFT_OUT
+from metaalign.data.overview import spending
 from metaalign.data.store import TokenStore
 from metaalign.errors import DataError, MetaAlignError
 from metaalign.examples import best_response
@@ -102,6 +103,8 @@ def _overview(store: TokenStore) -> Table:
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    for name, spent in manifest.get("teachers", {}).items():
+        table.add_row(f"teacher {name}", spending(spent))
     return table
 
 
