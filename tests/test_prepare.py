@@ -219,3 +219,36 @@ def test_tiers_too_long_for_the_context_are_printed_with_their_row(
     told = " ".join(capsys.readouterr().out.split())
     assert "1 examples have tiers too long for a context of 80: " in told
     assert "rows.jsonl, row 8: user_info" in told
+
+
+def test_the_two_stages_share_no_training_example_and_all_held_out_ones(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", alpaca(200))
+    settings: dict[str, Any] = {
+        "sources": [{"path": str(file)}],
+        "recipes": {"examples": 200, "cases": 20},
+        "held_out_ratio": 0.2,
+    }
+    taken: list[set[tuple[str, int]]] = []
+    held: list[set[tuple[str, int]]] = []
+    for share in ([0, 0.5], [0.5, 1], [0, 1]):
+        store = prepare_store(config_of(tmp_path, share=share, output=f"s{share[0]}", **settings))
+        columns = store.columns
+        place = list(zip(columns.source_file.tolist(), columns.source_row.tolist(), strict=True))
+        is_held = (columns.split == "held_out").tolist()
+        taken.append({each for each, out in zip(place, is_held, strict=True) if not out})
+        held.append({each for each, out in zip(place, is_held, strict=True) if out})
+        rows = {row for name, row in taken[-1] if name == "recipes"}
+        assert {row ^ 1 for row in rows} == rows, "both sides of a flip are of one share"
+        elsewhere = sum(entry["elsewhere"] for entry in store.manifest["ledger"])
+        assert elsewhere == (0 if share == [0, 1] else 400 + 20 - len(store))
+    first, second, both = taken
+    assert not first & second
+    assert first | second == both
+    assert held[0] == held[1] == held[2]
+    assert 120 < len(first) < 240
+
+
+@pytest.mark.parametrize("share", [[0.5, 0.5], [0.6, 0.2], [-0.1, 1], [0, 1.5]])
+def test_a_share_that_takes_nothing_is_refused(tmp_path: Path, share: list[float]) -> None:
+    with pytest.raises(ValueError, match="two shares, the first below the second"):
+        config_of(tmp_path, share=share, sources=[{"path": "/a"}])

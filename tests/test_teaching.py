@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from metaalign.data.prepare import prepare_store
+from metaalign.preferences.wishes import are_obeyed
 from tests.scripted_server import served
 from tests.test_parts import write
 from tests.test_teacher import config_of, seed_of, texts
@@ -98,3 +99,27 @@ def test_a_judge_orders_what_the_source_compared_by_several_objectives(tmp_path:
             }
             store = prepare_store(config_of(tmp_path, server.url, sources=[source]))
             assert store.columns.order_score.tolist() == [2.0, 9.0]
+
+
+def test_ifeval_and_mt_bench_are_answered_whole_and_ifeval_made_to_obey(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    said = "The bees, which live here, make honey. They fly! It is so. They rest, too. They sing."
+    with served(lambda _, number: f"{said} {number}.") as server:
+        asked = {"responses": {"teacher": "t"}}
+        sources = [
+            {"path": f"{shared_data}/ifeval/input_data.jsonl", **asked, "recipe": "priority"},
+            {"path": f"{shared_data}/mt_bench/mt_bench_question.jsonl", **asked},
+        ]
+        store = prepare_store(config_of(tmp_path, server.url, sources=sources))
+        prompts, talks = store.manifest["ledger"]
+        assert (prompts["rows"], prompts["quarantined"], prompts["untaught"]) == (541, 0, 0)
+        assert 1_040 < prompts["written"] <= 2 * 541  # some would obey and disobey alike
+        assert (talks["rows"], talks["examples"], talks["written"]) == (80, 80, 160)
+        assert store.manifest["teachers"]["t"]["asked"] == len(server.asked) <= 541 + 160
+    obeyed = 0
+    for example in range(prompts["written"]):
+        wishes, first = store.tags(example)["wishes"], texts(store, example)[0]
+        assert are_obeyed(wishes, first) or not wishes
+        obeyed += bool(wishes)
+    assert obeyed > 900

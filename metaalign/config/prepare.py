@@ -3,7 +3,7 @@
 from string import ascii_uppercase
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from metaalign.config.places import AbsolutePath, Place
 from metaalign.config.sections import FolderName, Section, TrackingConfig
@@ -193,6 +193,10 @@ class PrepareConfig(Section):
     """Preference families that the recipes keep for the held-out split, such as `greeting` or
     `punctuation:no_comma`, each with its opposite: families that training never sees."""
 
+    share: tuple[float, float] = (0.0, 1.0)
+    """Which of the training conversations the store takes, by hash: [0, 0.5] for a first stage and
+    [0.5, 1] for a second one of the same seed, which share none. Held-out ones are in both."""
+
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
     """Similarity of what users say, from which an example of the sources counts as a near-duplicate
     of a held-out one and is left out of training; 0.8 is usual. None leaves all of them in.
@@ -219,6 +223,13 @@ class PrepareConfig(Section):
         if not self.sources and self.recipes is None:
             raise ValueError("give sources, recipes or both; there is nothing to prepare")
         return self
+
+    @field_validator("share")
+    @classmethod
+    def _a_range(cls, share: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= share[0] < share[1] <= 1:
+            raise ValueError("must be two shares, the first below the second, such as [0, 0.5]")
+        return share
 
     @model_validator(mode="after")
     def _known_teachers(self) -> "PrepareConfig":

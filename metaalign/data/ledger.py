@@ -24,15 +24,17 @@ from metaalign.folders import whole_file
 FOLDER, QUARANTINE = "parts", "quarantine"
 
 UNANSWERED, DUPLICATES, UNFIT, UNTAUGHT = "unanswered", "duplicates", "unfit", "untaught"
-LEFT_OUT = (UNANSWERED, DUPLICATES, UNFIT, UNTAUGHT)
+ELSEWHERE = "elsewhere"
+LEFT_OUT = (UNANSWERED, ELSEWHERE, DUPLICATES, UNFIT, UNTAUGHT)
 
 PLAIN = "plain"
 
 COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN)
 """Source rows, those that became examples and those that did not; examples, those left out since
-they have no response, since they all but repeat a held-out one, since their recipe cannot use them,
-and since a teacher gave no answer; what was written of the others, which a recipe multiplies, and
-of it those of each split, and those that got no negative although one was asked for."""
+they have no response, since they are of another share, since they all but repeat a held-out one,
+since their recipe cannot use them, and since a teacher gave no answer; what was written of the
+others, which a recipe multiplies, and of it those of each split, and those that got no negative
+although one was asked for."""
 
 TALLIES = ("reasons", "ignored", "unfits", "untaughts")
 """Why rows were quarantined, keys that their format does not read, why recipes cannot use examples,
@@ -75,9 +77,9 @@ class PartLedger:
         _tally(self._tallies["ignored"], read.ignored)
         return examples
 
-    def add_duplicate(self) -> None:
-        """Take an example that all but repeats a held-out one."""
-        self._counts[DUPLICATES] += 1
+    def add_left_out(self, why: str) -> None:
+        """Take an example of another share, or one that all but repeats a held-out one."""
+        self._counts[why] += 1
 
     def add_unfit(self, reason: str) -> None:
         """Take an example that its recipe cannot use."""

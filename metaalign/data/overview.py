@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metaalign.data.ledger import DUPLICATES, PLAIN, UNANSWERED
+from metaalign.data.ledger import DUPLICATES, ELSEWHERE, PLAIN, UNANSWERED
 from metaalign.data.store import TokenStore
 from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.template import TIERS
@@ -41,6 +41,8 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {count:,} quarantined: {reason}"
     if entry[UNANSWERED]:
         yield f"{name}: {entry[UNANSWERED]:,} prompts without a response are left out"
+    if entry[ELSEWHERE]:
+        yield f"{name}: {entry[ELSEWHERE]:,} examples are of another share"
     if entry[DUPLICATES]:
         yield f"{name}: {entry[DUPLICATES]:,} near-duplicates of held-out examples are left out"
     for tally in ("unfits", "untaughts"):

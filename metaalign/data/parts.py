@@ -85,6 +85,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
             order_by=None if judged_by else source.order_by,
             assistant_turns=source.assistant_turns,
             held_out_ratio=config.held_out_ratio,
+            share=config.share,
             oppose_personas=config.oppose_personas,
             recipe=source.recipe,
             wire=source.correction.wire,
@@ -185,7 +186,10 @@ def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
     count = recipes.count_examples(config.recipes) if config.recipes is not None else 0
     negatives = config.recipes.negatives if config.recipes is not None else None
     reading = Reading(
-        seed=config.seed, held_out_families=config.held_out_families, negatives=negatives
+        seed=config.seed,
+        share=config.share,
+        held_out_families=config.held_out_families,
+        negatives=negatives,
     )
     for start in range(0, count, _EXAMPLES_A_PART):
         span = Span(start, min(start + _EXAMPLES_A_PART, count), start)

@@ -10,6 +10,8 @@ from typing import Any
 
 from metaalign.data.duplicates import HeldOutSignatures, NearHeldOut
 from metaalign.data.ledger import (
+    DUPLICATES,
+    ELSEWHERE,
     FOLDER,
     PartLedger,
     Quarantine,
@@ -36,7 +38,8 @@ def raw_examples(part: Part, keeps: Keeps | None = None) -> Iterator[Example]:
     """A part's examples before teachers and recipes, in order."""
     for read in read_part(part):
         for example in read.examples:
-            if (example.responses or part.reading.responses) and _kept(part, example, keeps):
+            answered = example.responses or part.reading.responses
+            if answered and not _left_out(part, example, keeps):
                 yield example
 
 
@@ -114,8 +117,9 @@ def part_examples(
         refused.add(read.bad)
         made: list[Example] = []
         for example in ledger.add_rows(read, answers=reading.responses is not None):
-            if not _kept(part, example, keeps):
-                ledger.add_duplicate()
+            left_out = _left_out(part, example, keeps)
+            if left_out:
+                ledger.add_left_out(left_out)
                 continue
             try:
                 made += _made(part, example, ask)
@@ -134,9 +138,15 @@ def _made(part: Part, example: Example, ask: Ask | None) -> list[Example]:
     return [example] if ask is None else looked_up(made_of(example, part.reading, ask))
 
 
-def _kept(part: Part, example: Example, keeps: Keeps | None) -> bool:
-    """Rule-written examples are split by what they ask and prefer, and are not looked at."""
-    return keeps is None or part.recipes is not None or keeps(example)
+def _left_out(part: Part, example: Example, keeps: Keeps | None) -> str | None:
+    """Why an example is left out before anything is made of it.
+
+    Rule-written ones are split by what they ask and prefer, and are no near-duplicates.
+    """
+    if not part.reading.takes(example):
+        return ELSEWHERE
+    is_near = keeps is not None and part.recipes is None and not keeps(example)
+    return DUPLICATES if is_near else None
 
 
 def _untaught(part: Part, example: Example, error: AnswerError) -> BadRow:

@@ -25,6 +25,7 @@ class Reading:
     order_by: str | None = None
     assistant_turns: Literal["every", "last"] = "every"
     held_out_ratio: float = 0.0
+    share: tuple[float, float] = (0.0, 1.0)
     oppose_personas: bool = True
     recipe: Recipe | None = None
     held_out_families: tuple[str, ...] = ()
@@ -44,9 +45,14 @@ class Reading:
 
     def split(self, key: str) -> str:
         """The split that a conversation or statement belongs to, by hash."""
-        digest = hashlib.sha256(f"{self.seed}/{key}".encode("utf-8", "surrogatepass")).digest()
-        drawn = int.from_bytes(digest[:8], "little") / 2**64
-        return HELD_OUT if drawn < self.held_out_ratio else TRAIN
+        return HELD_OUT if _drawn(f"{self.seed}/{key}") < self.held_out_ratio else TRAIN
+
+    def takes(self, example: Example) -> bool:
+        """Whether an example is of the share that the store takes."""
+        if self.share == (0.0, 1.0) or example.tags["split"] == HELD_OUT:
+            return True
+        first, last = self.share
+        return first <= _drawn(f"{self.seed}/share/{example.conversation}") < last
 
     def ordered(self, examples: list[Example]) -> list[Example]:
         """A row's examples as `order_by` orders them; those that nobody judged by it are left out.
@@ -66,6 +72,12 @@ class Reading:
             for example in examples
             if self.order_by in judged_objectives(each.scores for each in example.responses)
         ]
+
+
+def _drawn(key: str) -> float:
+    """A number from 0 to below 1, the same for a key everywhere."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return (int.from_bytes(digest[:8], "little") >> 11) / 2**53
 
 
 def judged_objectives(scores: Iterable[Mapping[str, float | None]]) -> list[str]:
