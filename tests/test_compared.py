@@ -6,7 +6,7 @@ import pytest
 
 from metaalign.data.objectives import reformulate
 from metaalign.data.reading import Reading
-from tests.rows import read, reason
+from tests.rows import ASKED, message, read, reason
 
 PAIR = {"prompt": "Hi", "response_0": "a", "response_1": "b"}
 SIGNS = {"helpfulness": ">", "humor": "<", "honesty": "="}
@@ -75,3 +75,22 @@ def test_what_cannot_be_compared_says_why(more: dict[str, Any], why: str) -> Non
 def test_a_comment_is_preferred_by_0_or_1(label: Any) -> None:
     row = {"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": label}
     assert reason("shp", row).startswith("labels: expected 1 for the first answer or 0, got")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"input": {"messages": ASKED, "tools": [{}]}}, "input.tools: only text can be trained on"),
+        ({"input": {}}, "input.messages: expected a list of objects, got None"),
+        ({"preferred_output": "a"}, "preferred_output: expected a list of objects, got 'a'"),
+        ({"preferred_output": []}, "chosen: the last turn is not the assistant's"),
+    ],
+)
+def test_a_pair_of_openais_says_why_it_is_none(more: dict[str, Any], why: str) -> None:
+    row = {
+        "input": {"messages": ASKED},
+        "preferred_output": [message("assistant", "a")],
+        "non_preferred_output": [message("assistant", "b")],
+    }
+    assert read("openai", row).used == 1
+    assert reason("openai", {**row, **more}).startswith(why)

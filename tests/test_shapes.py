@@ -106,9 +106,11 @@ def test_an_unanswered_row_does_not_make_an_answered_file_bare_prompts(bare: dic
     result = read("prompts", *rows)
     assert (result.used, len(result.bad)) == (1, 9)
     assert {bad.reason for bad in result.bad} == {
-        "beside the prompt stands completion, which may be an answer; prompts are rows that nobody "
-        "has answered"
+        "beside the prompt stands completion, which may be an answer; where nobody has answered, "
+        "set format=prompts"
     }
+    told = read("prompts", *rows, is_told=True)
+    assert (told.used, len(told.bad), told.ignored) == (10, 0, {"completion": 9})
     assert read("prompts", {"query": "Hi", "context": "there"}).used == 1
 
 

@@ -28,6 +28,7 @@ Format = Literal[
     "metaaligner",
     "compared",
     "shp",
+    "openai",
     "fine_grained",
     "truthfulqa",
     "personas",

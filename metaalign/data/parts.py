@@ -80,6 +80,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     for number, source in enumerate(config.sources):
         judged_by = _judged_by(source)
         reading = Reading(
+            is_told=source.format != "auto",
             system_info=source.system_info,
             user_info=source.user_info,
             order_by=None if judged_by else source.order_by,

@@ -18,8 +18,13 @@ _QUARANTINED_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source's rows become examples."""
+    """How a source's rows become examples.
 
+    Attributes:
+        is_told: Whether the settings name the format, rather than the first rows.
+    """
+
+    is_told: bool = False
     system_info: str = ""
     user_info: str | None = None
     order_by: str | None = None

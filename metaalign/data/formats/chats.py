@@ -211,12 +211,16 @@ def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_query(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
-    """A prompt that nobody has answered yet; several `turns` are asked one after another."""
+    """A prompt that nobody has answered yet; several `turns` are asked one after another.
+
+    What else stands in a row may be an answer, so it is refused unless the settings name the
+    format; then it is told to be not read.
+    """
     other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
-    if other:
+    if other and not reading.is_told:
         raise RowError(
-            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; prompts "
-            "are rows that nobody has answered"
+            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
+            "nobody has answered, set format=prompts"
         )
     if is_filled(row.get("turns")):
         one_of(row, ("turns", *PROMPT_KEYS), "a prompt")

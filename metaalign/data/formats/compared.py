@@ -5,6 +5,9 @@
                {"prompt": "Hi", "response_0": "Hello!", "response_1": "Go.",
                 "better_response_id": 0, "safer_response_id": 1}
     shp        {"history": "How do I ...?", "human_ref_A": "So.", "human_ref_B": "No.", "labels": 1}
+    openai     {"input": {"messages": [{"role": "user", "content": "Hi"}]},
+                "preferred_output": [{"role": "assistant", "content": "Hello!"}],
+                "non_preferred_output": [{"role": "assistant", "content": "Go."}]}
 
 In `labels` stand MetaAligner's signs, `>` where the first answer is the better one at an objective,
 https://arxiv.org/abs/2403.17141; of SHP, 1 where the first one is. PKU-SafeRLHF's better response
@@ -14,7 +17,8 @@ is the more helpful one, its safer one the less harmful, https://arxiv.org/abs/2
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaalign.data.formats.fields import mapping, short, text
+from metaalign.data.formats.chats import read_pair
+from metaalign.data.formats.fields import is_filled, items, mapping, short, text
 from metaalign.data.formats.prompts import read_prompt
 from metaalign.data.reading import Reading
 from metaalign.errors import RowError
@@ -22,6 +26,8 @@ from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
 COMPARED, SHP = ("response_0", "response_1"), ("human_ref_A", "human_ref_B")
 """Where the two answers stand."""
+
+OPENAI = ("input", "preferred_output", "non_preferred_output")
 
 _SCORES = {">": (1.0, 0.0), "<": (0.0, 1.0), "=": (0.5, 0.5)}
 _WINNERS = {0: ">", 1: "<"}
@@ -85,3 +91,17 @@ def _sign(winner: Any, key: str) -> str:
     if isinstance(winner, bool) or not isinstance(winner, int | float) or winner not in _WINNERS:
         raise RowError(f"{key}: expected 0 or 1, got {short(winner)}")
     return _WINNERS[int(winner)]
+
+
+def read_openai(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+    """A pair as OpenAI's fine-tuning takes it."""
+    asked = mapping(row, "input", name="key")
+    tools = [key for key in ("tools", "tool_choice") if is_filled(asked.get(key))]
+    if tools:
+        raise RowError(f"input.{tools[0]}: only text can be trained on")
+    before = items({"input.messages": asked.get("messages")}, "input.messages")
+    sides = {
+        side: [*before, *items(row, key)]
+        for side, key in zip(("chosen", "rejected"), OPENAI[1:], strict=True)
+    }
+    return read_pair(sides, source, reading)

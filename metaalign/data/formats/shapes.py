@@ -24,9 +24,11 @@ from metaalign.data.formats.chats import (
 )
 from metaalign.data.formats.compared import (
     COMPARED,
+    OPENAI,
     SHP,
     WINNER_KEYS,
     read_compared,
+    read_openai,
     read_shp,
 )
 from metaalign.data.formats.own import OWN_KEYS, read_metaalign
@@ -172,6 +174,7 @@ SHAPES: dict[str, Shape] = {
         needs=[PROMPT_KEYS, ("labels", *WINNER_KEYS)],
     ),
     "shp": _shape("history", *SHP, "labels", read=read_shp),
+    "openai": _shape(*OPENAI, read=read_openai),
     "sharegpt": _shape(
         "conversations",
         read=read_sharegpt,
