@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import ray.data
 
 from metaalign.config import PrepareConfig
 from metaalign.data.prepare import prepare_store
@@ -278,3 +280,25 @@ def test_a_finished_store_needs_no_teacher_nor_do_kept_answers(tmp_path: Path) -
     source["path"] = str(more)
     with pytest.raises(UpstreamError, match="no server answers, and not every answer is kept"):
         prepare_store(config_of(tmp_path, server.url, sources=[source]))
+
+
+@pytest.mark.slow
+def test_asking_may_take_longer_than_ray_data_waits_for_progress(tmp_path: Path) -> None:
+    """Half an hour by default; here ten seconds, of which it takes twice as many."""
+    file = write(tmp_path / "rows.jsonl", [{"prompt": f"Query {n}?"} for n in range(20)])
+
+    def slow(body: dict[str, Any], number: int) -> str:
+        time.sleep(1)
+        return _refuses("nothing")(body, number)
+
+    source = {"path": str(file), "responses": {"teacher": "t"}}
+    context = ray.data.DataContext.get_current()
+    before = context.execution_no_progress_timeout_s
+    context.execution_no_progress_timeout_s = 10
+    try:
+        with served(slow) as server:
+            limits = {"concurrency": 1}
+            config = config_of(tmp_path, server.url, sources=[source], limits=limits)
+            assert len(prepare_store(config)) == 20
+    finally:
+        context.execution_no_progress_timeout_s = before

@@ -27,10 +27,11 @@ def for_each(parts: Sequence[Part], task: Callable[[Part, int], None]) -> None:
 
 
 @contextmanager
-def data_context() -> Iterator[None]:
-    """Ray Data's settings for one stage that has the cluster for itself."""
+def data_context(**more: Any) -> Iterator[None]:
+    """Ray Data's settings for one stage that has the cluster for itself, and more of them."""
     context = ray.data.DataContext.get_current()
     settings = {
+        **more,
         "enable_progress_bars": CONSOLE.is_terminal,  # in a log they are a page of repeats
         "print_on_execution_start": False,
         # Else it starts one task, and more only when it knows what one gives: half of two cores.

@@ -103,7 +103,8 @@ def ask_teachers(
     CONSOLE.print(f"asking {', '.join(kept.served)} about {len(taught)} parts")
     keys = {name: key_in_environment(each) for name, each in kept.teachers.items()}
     given = {"work": ray.put((taught, kept, keys, near, allowed))}
-    with data_context():
+    # It has one output, at its end, and that may be hours away.
+    with data_context(execution_no_progress_timeout_s=-1):
         asked = ray.data.from_items([0]).map_batches(
             _Asker,
             fn_constructor_kwargs=given,
