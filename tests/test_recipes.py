@@ -177,17 +177,17 @@ def test_held_out_examples_say_what_training_never_sees() -> None:
     closed = ("hedged",)
     made = write_examples(config, seed=0, start=0, stop=600, closed=closed)
     for example in made[:400]:
-        assert example.tags["unseen"] == ""
+        assert "unseen" not in example.tags
         assert example.tags["family"] not in ("hedged", "certain")
     for example in made[400:]:
         is_closed = example.tags["family"] in ("hedged", "certain")
         assert example.tags["unseen"] == ("family query" if is_closed else "query")
-    assert any(example.tags["unseen"].startswith("family") for example in made)
+    assert any(example.tags.get("unseen", "").startswith("family") for example in made)
 
 
 def test_the_better_answer_obeys_its_wishes_and_the_worse_one_does_not() -> None:
     made = write_examples(RecipesConfig(examples=400, cases=20), seed=0, start=0, stop=400)
-    told = [example for example in made if example.tags["wishes"]]
+    told = [example for example in made if "wishes" in example.tags]
     assert len(told) > 300
     for example in told:
         better, worse = (response.text for response in example.responses)

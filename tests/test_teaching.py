@@ -119,7 +119,7 @@ def test_ifeval_and_mt_bench_are_answered_whole_and_ifeval_made_to_obey(
         assert store.manifest["teachers"]["t"]["asked"] == len(server.asked) <= 541 + 160
     obeyed = 0
     for example in range(prompts["written"]):
-        wishes, first = store.tags(example)["wishes"], texts(store, example)[0]
+        wishes, first = store.tags(example).get("wishes", ""), texts(store, example)[0]
         assert are_obeyed(wishes, first) or not wishes
         obeyed += bool(wishes)
     assert obeyed > 900

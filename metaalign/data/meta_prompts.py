@@ -101,7 +101,9 @@ def put_under(example: Example, reading: Reading) -> list[Example]:
     """
     draw = _Draw(example, reading)
     made = list(_RECIPES[str(reading.recipe)](example, draw))
-    tags = {"recipe": str(reading.recipe), "unseen": " ".join(sorted(draw.unseen))}
+    tags = {"recipe": str(reading.recipe)}
+    if draw.unseen:
+        tags["unseen"] = " ".join(sorted(draw.unseen))
     return [replace(each, tags={**each.tags, **tags}) for each in made]
 
 
@@ -198,7 +200,8 @@ def _pair(
             Response(rejected, {PREFERENCE: 0.0}),
         ),
         order_by=PREFERENCE,
-        tags={**example.tags, "family": family, "conflict": conflict, "wishes": wishes},
+        tags={**example.tags, "family": family, "conflict": conflict}
+        | ({"wishes": wishes} if wishes else {}),
     )
 
 

@@ -188,12 +188,17 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
             "recipe": recipe,
             "family": drawn.family,
             "conflict": drawn.conflict,
-            "wishes": wishes_tag(drawn.chosen),
-            "unseen": _unseen(drawn, closed) if held_out else "",
+            **_told("wishes", wishes_tag(drawn.chosen)),
+            **_told("unseen", _unseen(drawn, closed) if held_out else ""),
             "split": HELD_OUT if held_out else TRAIN,
         },
         conversation=f"recipes/{number // 2}",
     )
+
+
+def _told(name: str, tag: str) -> dict[str, str]:
+    """A tag, where it says something."""
+    return {name: tag} if tag else {}
 
 
 def _unseen(drawn: _Draft, closed: frozenset[str]) -> str:

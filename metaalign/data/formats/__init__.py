@@ -3,6 +3,7 @@
 Knows no tokenizer and no Ray. The other modules of this room show a row of each shape.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
@@ -97,10 +98,16 @@ def read_rows(records: Iterable[Record], name: str, format: str, reading: Readin
     return result
 
 
+@functools.cache
+def _spoken_in(keys: frozenset[str]) -> frozenset[str]:
+    return keys & _SPOKEN
+
+
 def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
     """Count what was not read of a row that was used."""
-    result.ignore(row, shape.known.union(shape.reads(row)))
-    spoken = shape.known & _SPOKEN
+    more = tuple(shape.reads(row))
+    result.ignore(row, shape.known.union(more) if more else shape.known)
+    spoken = _spoken_in(shape.known)
     if spoken:
         result.ignored.update(map(printable, unread_keys(row, spoken)))
 

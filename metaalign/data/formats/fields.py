@@ -1,6 +1,5 @@
 """A row's fields by name and type: what is missing or of another type is a RowError."""
 
-import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from metaalign.errors import RowError
 from metaalign.examples import is_utf8
 
 _SHOWN_CHARACTERS = 60
+_LARGEST = sys.float_info.max
 
 
 def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
@@ -19,6 +19,8 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
         RowError: it is no valid text, or is missing and there is no default.
     """
     value = row.get(key)
+    if isinstance(value, str) and value.isascii():
+        return value
     return default if value is None and default is not None else as_text(value, key)
 
 
@@ -75,8 +77,10 @@ def as_number(value: Any, name: str) -> float:
     Raises:
         RowError: it is none.
     """
+    if type(value) is float and -_LARGEST <= value <= _LARGEST:
+        return value
     found = _number(value)
-    if not abs(found) <= sys.float_info.max:  # not a number fails this too
+    if not abs(found) <= _LARGEST:  # not a number fails this too
         raise RowError(f"{name}: expected a finite number, got {short(value)}")
     return float(found)
 
@@ -145,8 +149,9 @@ def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]
     value = row.get(key)
     if value is None:
         return {}
-    if isinstance(value, list) and all(map(functools.partial(_is_named, name=name), value)):
-        return {as_text(each[name], name): each["value"] for each in value}
+    named = _named(value, name) if isinstance(value, list) else None
+    if named is not None:
+        return named
     if not isinstance(value, dict):
         raise RowError(f"{key}: expected an object, got {short(value)}")
     if not all(map(is_utf8, value)):
@@ -154,8 +159,13 @@ def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]
     return value
 
 
-def _is_named(value: Any, *, name: str) -> bool:
-    return isinstance(value, dict) and len(value) == 2 and name in value and "value" in value
+def _named(values: Sequence[Any], name: str) -> dict[str, Any] | None:
+    found = {}
+    for each in values:
+        if not (isinstance(each, dict) and len(each) == 2 and name in each and "value" in each):
+            return None
+        found[as_text(each[name], name)] = each["value"]
+    return found
 
 
 def short(value: Any) -> str:
