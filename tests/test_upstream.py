@@ -1,7 +1,9 @@
 """The client of OpenAI-compatible models, against a server that fails on purpose."""
 
 import asyncio
+import errno
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -326,3 +328,17 @@ def test_half_a_character_of_a_model_stops_nothing(tmp_path: Path) -> None:
         assert isinstance(reply, Reply)
         assert reply.text == "Lima ?."
         assert Asking(server, tmp_path)(request()) == [reply]
+
+
+def test_a_disk_without_hard_links_keeps_the_first_answer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    answers = Answers(tmp_path)
+    assert answers.keep("abc", {"text": "one"}) == {"text": "one"}
+    assert answers.keep("abc", {"text": "two"}) == {"text": "one"}
+    assert answers.keep("abc", {"text": "three"}, replace=True) == {"text": "three"}
+    assert not list(tmp_path.rglob("*.part"))

@@ -7,11 +7,15 @@ A file is there whole or not at all, and the first answer to a request stays. An
 processes may keep and find answers at once.
 """
 
+import errno
 import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What disks without hard links answer."""
 
 
 class Answers:
@@ -45,7 +49,7 @@ class Answers:
             if replace or (file.exists() and self.find(key) is None):
                 os.replace(unfinished, file)
             else:
-                os.link(unfinished, file)
+                _put(unfinished, file)
         except FileExistsError:
             pass
         finally:
@@ -54,3 +58,19 @@ class Answers:
 
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key[2:]}.json"
+
+
+def _put(unfinished: Path, file: Path) -> None:
+    """Put a file in its place unless one is there; almost surely so where a disk has no links.
+
+    Raises:
+        FileExistsError: one is there.
+    """
+    try:
+        os.link(unfinished, file)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if file.exists():
+            raise FileExistsError(file) from error
+        os.replace(unfinished, file)
