@@ -205,12 +205,16 @@ def test_an_answer_that_was_cut_off_or_is_empty_is_none() -> None:
         (Reply("Quito is", "length"), "cut off; raise max_tokens"),
         (Reply("Quito", "content_filter"), "withheld by the server's filter"),
         (Reply(" \n", "stop"), "an answer is empty"),
+        (Reply("Quito is", "abort"), "broke off at the server"),
     ):
         ask, _ = saying(lambda _, __, reply=reply: reply)
         with pytest.raises(AnswerError, match=message):
             made(ask, example())
     ask, _ = saying(lambda _, __: Reply("Quito.", "eos"))  # as some servers say it
     assert texts(made(ask, example()))[2] == "Quito."
+    ask, _ = saying(lambda _, __: Reply("", "content_filter"))
+    with pytest.raises(AnswerError, match="withheld"):
+        made(ask, example(), way="hidden_tails")
     ask, _ = saying(lambda _, __: Reply(" is not it. And", "length"))
     assert "is not it." in texts(made(ask, example(), way="hidden_tails"))[2]
 

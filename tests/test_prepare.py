@@ -221,31 +221,45 @@ def test_tiers_too_long_for_the_context_are_printed_with_their_row(
     assert "rows.jsonl, row 8: user_info" in told
 
 
-def test_the_two_stages_share_no_training_example_and_all_held_out_ones(tmp_path: Path) -> None:
+def test_the_two_stages_share_no_training_example_and_all_held_out_ones(
+    tmp_path: Path, shared_data: Path
+) -> None:
     file = write(tmp_path / "rows.jsonl", alpaca(200))
     settings: dict[str, Any] = {
         "sources": [{"path": str(file)}],
-        "recipes": {"examples": 200, "cases": 20},
+        "recipes": {"examples": 2000, "cases": 20},
         "held_out_ratio": 0.2,
+        "tokenizer": {"path": f"{shared_data}/stories260k"},
     }
     taken: list[set[tuple[str, int]]] = []
     held: list[set[tuple[str, int]]] = []
+    texts: list[set[tuple[bytes, bytes]]] = []
     for share in ([0, 0.5], [0.5, 1], [0, 1]):
         store = prepare_store(config_of(tmp_path, share=share, output=f"s{share[0]}", **settings))
         columns = store.columns
         place = list(zip(columns.source_file.tolist(), columns.source_row.tolist(), strict=True))
+        written = [n for n, (name, _) in enumerate(place) if name == "recipes"]
+        texts.append(
+            {
+                (bytes(store.prompt(n)), bytes(store.response(n, 0)))
+                for n in written
+                if columns.split[n] == "train"
+            }
+        )
         is_held = (columns.split == "held_out").tolist()
         taken.append({each for each, out in zip(place, is_held, strict=True) if not out})
         held.append({each for each, out in zip(place, is_held, strict=True) if out})
         rows = {row for name, row in taken[-1] if name == "recipes"}
         assert {row ^ 1 for row in rows} == rows, "both sides of a flip are of one share"
         elsewhere = sum(entry["elsewhere"] for entry in store.manifest["ledger"])
-        assert elsewhere == (0 if share == [0, 1] else 400 + 20 - len(store))
+        assert elsewhere == (0 if share == [0, 1] else 2200 + 20 - len(store))
     first, second, both = taken
     assert not first & second
     assert first | second == both
     assert held[0] == held[1] == held[2]
-    assert 120 < len(first) < 240
+    assert 800 < len(first) < 1400
+    assert texts[0]
+    assert not texts[0] & texts[1], "the same prompt and answer, written twice"
 
 
 @pytest.mark.parametrize("share", [[0.5, 0.5], [0.6, 0.2], [-0.1, 1], [0, 1.5]])

@@ -51,7 +51,7 @@ def test_the_key_tells_apart_what_may_be_answered_otherwise() -> None:
 
     def key(asked: Request, identity: str = "a") -> str:
         served = Served(identity=identity)
-        return key_of(asked, config, served)
+        return key_of(asked, config, served).name
 
     one = key(request(draw="0/respond/0"))
     assert key(request(draw="0/respond/0")) == one
@@ -69,5 +69,5 @@ def test_the_key_tells_apart_what_may_be_answered_otherwise() -> None:
 
 def test_draws_stay_apart_where_no_seed_is_sent() -> None:
     config = TeacherConfig(base_url="http://h/v1", model="m", extra={"seed": None})
-    keys = {key_of(request(draw=f"{number}"), config, Served()) for number in range(4)}
+    keys = {key_of(request(draw=f"{number}"), config, Served()).name for number in range(4)}
     assert len(keys) == 4

@@ -52,7 +52,7 @@ def test_kept_answers_are_found_while_the_server_is_down(tmp_path: Path) -> None
     assert asking.served.identity == told.identity == "f1"
     assert not asking.served.reached
     key = key_of(request(), TeacherConfig(base_url=server.url, model="m"), told)
-    Answers(tmp_path / "answers").keep(key, {"text": "Lima.", "finish_reason": "stop"})
+    Answers(tmp_path / "answers").keep(key.name, {"text": "Lima.", "finish_reason": "stop"})
     found, missing = asking(request(), request("Another?"))
     assert isinstance(found, Reply)
     assert type(missing) is UpstreamError

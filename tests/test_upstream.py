@@ -132,6 +132,12 @@ def test_a_pause_that_the_server_asks_for_is_kept(tmp_path: Path) -> None:
         ((200, {"Content-Type": "text/html"}, b"<p>Hello</p>"), "expected a chat comp", 1),
         ((200, {}, b'{"choices": ['), "big: m at", 1),
         ((200, {}, {"choices": [{"message": None}]}), "expected a chat completion", 1),
+        ((200, {}, {"choices": {}}), "expected a chat completion", 1),
+        (
+            (200, {}, {**completion("x"), "usage": {"prompt_tokens": "many"}}),
+            "expected a chat completion",
+            1,
+        ),
     ],
 )
 def test_a_request_without_an_answer_is_noted_and_asked_once(

@@ -196,7 +196,8 @@ class PrepareConfig(Section):
 
     share: tuple[float, float] = (0.0, 1.0)
     """Which of the training conversations the store takes, by hash: [0, 0.5] for a first stage and
-    [0.5, 1] for a second one of the same seed, which share none. Held-out ones are in both."""
+    [0.5, 1] for a second one of the same seed, which share none; of rule-written ones, which
+    queries. Held-out ones are in both."""
 
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
     """Similarity of what users say, from which an example of the sources counts as a near-duplicate

@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 from random import Random
 
 from metaalign.config.teacher import NegativesConfig
-from metaalign.data.replies import Ask, whole_answer
+from metaalign.data.replies import Ask, any_answer, whole_answer
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, best_response, ordered_pairs
 from metaalign.preferences.wishes import are_obeyed
@@ -133,7 +133,7 @@ async def _tails(
         between, start = best[start:place], place + len(sentence)
         head = _cut(sentence, rng)
         asked = _request(hidden, config, draw, (best[:place] + head).rstrip())
-        tail = first_sentence((await ask(config.teacher, asked)).text)
+        tail = first_sentence(any_answer(await ask(config.teacher, asked), cut_off=True))
         said += between + head + tail
         tails[0].append(sentence[len(head) :])
         tails[1].append(tail)

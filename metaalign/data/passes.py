@@ -143,7 +143,7 @@ def _left_out(part: Part, example: Example, keeps: Keeps | None) -> str | None:
 
     Rule-written ones are split by what they ask and prefer, and are no near-duplicates.
     """
-    if not part.reading.takes(example):
+    if not part.reading.takes(example, written=part.recipes is not None):
         return ELSEWHERE
     is_near = keeps is not None and part.recipes is None and not keeps(example)
     return DUPLICATES if is_near else None

@@ -52,12 +52,18 @@ class Reading:
         """The split that a conversation or statement belongs to, by hash."""
         return HELD_OUT if _drawn(f"{self.seed}/{key}") < self.held_out_ratio else TRAIN
 
-    def takes(self, example: Example) -> bool:
-        """Whether an example is of the share that the store takes."""
+    def takes(self, example: Example, *, written: bool = False) -> bool:
+        """Whether an example is of the share that the store takes.
+
+        Args:
+            written: By rule: then all that ask one query are of one share, for one example may be
+                written twice.
+        """
         if self.share == (0.0, 1.0) or example.tags["split"] == HELD_OUT:
             return True
+        told = example.turns[-1].text if written else example.conversation
         first, last = self.share
-        return first <= _drawn(f"{self.seed}/share/{example.conversation}") < last
+        return first <= _drawn(f"{self.seed}/share/{told}") < last
 
     def ordered(self, examples: list[Example]) -> list[Example]:
         """A row's examples as `order_by` orders them; those that nobody judged by it are left out.

@@ -7,10 +7,14 @@ from metaalign.upstream import AnswerError, Reply, Request
 Ask = Callable[[str, Request], Awaitable[Reply]]
 """Takes the name of a teacher and what to ask."""
 
-_CUT = {
+_BROKEN = {
     "length": "an answer was cut off; raise max_tokens, or ask for a shorter one",
     "content_filter": "an answer was withheld by the server's filter",
+    "safety": "an answer was withheld by the server's filter",
+    **dict.fromkeys(("abort", "error", "cancelled"), "an answer broke off at the server"),
+    **dict.fromkeys(("tool_calls", "function_call"), "an answer calls a tool"),
 }
+"""What servers say of an answer that did not come to its end; they say that in many words."""
 
 
 def whole_answer(reply: Reply) -> str:
@@ -19,8 +23,17 @@ def whole_answer(reply: Reply) -> str:
     Raises:
         AnswerError: it is empty, was cut off or withheld.
     """
-    if reply.finish_reason in _CUT:
-        raise AnswerError(_CUT[reply.finish_reason])
-    if not reply.text.strip():
+    if not any_answer(reply, cut_off=False).strip():
         raise AnswerError("an answer is empty")
     return reply.text.strip()
+
+
+def any_answer(reply: Reply, *, cut_off: bool) -> str:
+    """The text of an answer, which may be empty, and where allowed cut off.
+
+    Raises:
+        AnswerError: it broke off or was withheld.
+    """
+    if reply.finish_reason in _BROKEN and not (cut_off and reply.finish_reason == "length"):
+        raise AnswerError(_BROKEN[reply.finish_reason])
+    return reply.text

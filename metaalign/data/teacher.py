@@ -139,6 +139,7 @@ class _Asker:
         }
         self._most = _UNDER_WAY * sum(each.concurrency for each in kept.teachers.values())
         self._stopped = self._reason = ""
+        self._unread: MetaAlignError | OSError | None = None
         self._done: Counter[int | None] = Counter()
         self._failed: Counter[int | None] = Counter()
 
@@ -156,7 +157,7 @@ class _Asker:
             teller = asyncio.create_task(self._tell())
             try:
                 await self._ask_about_all(room)
-            except ExceptionGroup as errors:  # a file that cannot be read, or an error of ours
+            except ExceptionGroup as errors:  # an error of ours
                 raise errors.exceptions[0] from errors
             finally:
                 teller.cancel()
@@ -166,13 +167,19 @@ class _Asker:
             for part, example in self._examples():
                 await room.acquire()
                 if self._stopped:
-                    return
+                    break
                 group.create_task(self._ask_about(part, example, room))
+        if self._unread is not None:
+            raise self._unread
 
     def _examples(self) -> Iterator[tuple[Part, Example]]:
-        for part in self._parts:
-            for example in raw_examples(part, self._near and self._near.keeps):
-                yield part, example
+        """All of them, up to what cannot be read; what is under way then still comes in."""
+        try:
+            for part in self._parts:
+                for example in raw_examples(part, self._near and self._near.keeps):
+                    yield part, example
+        except (MetaAlignError, OSError) as error:
+            self._unread = error
 
     async def _ask_about(self, part: Part, example: Example, room: asyncio.Semaphore) -> None:
         number = part.number

@@ -7,12 +7,14 @@ A file is there whole or not at all, and the first answer to a request stays. An
 processes may keep and find answers at once.
 """
 
+import asyncio
 import errno
 import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What disks without hard links answer."""
@@ -23,6 +25,11 @@ class Answers:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, key: str) -> asyncio.Lock:
+        """Held by whoever asks for the answer of a key, so that no other of this process does."""
+        return self._locks.setdefault(key, asyncio.Lock())
 
     def find(self, key: str) -> dict[str, Any] | None:
         """What is kept under a key; None where nothing is, or a crash of the machine spoiled it."""

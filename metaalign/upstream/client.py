@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
 import openai
 import tenacity
@@ -23,11 +22,16 @@ from metaalign.errors import UpstreamError
 from metaalign.upstream import failures
 from metaalign.upstream.answers import Answers
 from metaalign.upstream.failures import short
-from metaalign.upstream.requests import Reply, Request, body_of, find_reply, key_of
+from metaalign.upstream.requests import Key, Reply, Request, body_of, find_reply, key_of
 from metaalign.upstream.served import Served, named, refused_key
 
 _PATIENCE_S, _PATIENCE = 120.0, 3
 """Seconds of failures alone, of so many requests, after which the server counts as gone."""
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens")
+_CUT_OFF = ("length", "max_tokens", "max_output_tokens")
+"""What servers say of an answer that came to its limit."""
 
 
 class AnswerError(UpstreamError):
@@ -80,7 +84,6 @@ class Client:
         self._config, self._served, self._api_key = config, served, key
         self._answers, self._failed = answers, failed
         self._failures, self._failing_since = 0, 0.0
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Client"]:
@@ -104,13 +107,12 @@ class Client:
             UpstreamError: the server is not to be asked any more; says what to change.
         """
         key = key_of(request, self._config, self._served)
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:  # an equal request may be under way
-            kept = find_reply(self._answers, key, request)
+        async with self._answers.lock(key.name):  # an equal request may be under way
+            kept = find_reply(self._answers, key)
             if kept is not None:
                 self.spending.kept += 1
                 return kept
-            noted = self._failed.find(key)
+            noted = self._failed.find(key.of_failure)
             if noted is not None:
                 raise AnswerError(noted["reason"])
             async with self._slots:
@@ -118,19 +120,20 @@ class Client:
                     return await self._asked(request, key)
                 except AnswerError as error:
                     self.spending.failed += 1
-                    self._failed.keep(key, {"reason": str(error)})
+                    self._failed.keep(key.of_failure, {"reason": str(error)})
                     raise
 
-    async def _asked(self, request: Request, key: str) -> Reply:
+    async def _asked(self, request: Request, key: Key) -> Reply:
         if not self._served.reached:
             raise UpstreamError(f"{self._name}: no server answers, and not every answer is kept")
         try:
             completion = await self._tried(body_of(request, self._config, self._served))
         except (openai.APIError, ValueError) as error:
             raise self._judged(error) from error
-        reply = self._read(completion, request)
-        outgrown = self._answers.find(key) is not None  # it was cut off, and may be longer now
-        kept = self._answers.keep(key, asdict(reply), replace=outgrown)
+        reply = self._read(completion, key.limit)
+        # One that was cut off gives way; one that another job kept meanwhile does not.
+        outgrown = find_reply(self._answers, key) is None
+        kept = self._answers.keep(key.name, asdict(reply), replace=outgrown)
         self._failures = 0
         self._count(reply)
         if getattr(completion, "usage", None) is None and self._config.max_cost is not None:
@@ -182,7 +185,7 @@ class Client:
         spent = self.spending
         if self._tokens is not None:
             tokens = spent.prompt_tokens + spent.completion_tokens
-            likely = tokens / spent.asked if spent.asked else _most_tokens(body)
+            likely = tokens / spent.asked if tokens else _most_tokens(body)
             await self._tokens.acquire(min(likely, self._tokens.max_rate))
         if self._requests is not None:
             await self._requests.acquire()
@@ -195,21 +198,21 @@ class Client:
                 "answers are kept: start the job again to go on, or raise max_cost"
             )
 
-    def _read(self, completion: Any, request: Request) -> Reply:
+    def _read(self, completion: Any, limit: int) -> Reply:
         """What a completion says; servers differ in what they leave out."""
         try:
-            choice = completion.choices[0]
+            choice, usage = completion.choices[0], getattr(completion, "usage", None)
             text, reason = choice.message.content or "", choice.finish_reason or "stop"
-        except (AttributeError, IndexError, TypeError) as error:
+            counts = [int(getattr(usage, name, 0) or 0) for name in _COUNTS]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             shown = short(completion)
             raise AnswerError(f"{self._name}: expected a chat completion, got {shown}") from error
         told = getattr(completion, "system_fingerprint", None)
         if self._served.fingerprint and told != self._served.fingerprint:
             raise UpstreamError(f"{self._name}: another model was put in its place meanwhile")
-        usage = getattr(completion, "usage", None)
-        counts = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
         whole = str(text).encode("utf-8", "replace").decode()  # a model may write half a character
-        return Reply(whole, str(reason), *map(int, counts), limit=request.max_tokens)
+        told = str(reason).lower()
+        return Reply(whole, "length" if told in _CUT_OFF else told, *counts, limit=limit)
 
     def _count(self, reply: Reply) -> None:
         self.spending.asked += 1

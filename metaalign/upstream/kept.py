@@ -33,8 +33,8 @@ class Kept:
         """
         served = self.served[teacher]
         key = key_of(request, self.teachers[teacher], served)
-        kept = find_reply(Answers(self.answers), key, request)
+        kept = find_reply(Answers(self.answers), key)
         if kept is not None:
             return kept
-        noted = Answers(self.failed).find(key)
+        noted = Answers(self.failed).find(key.of_failure)
         raise AnswerError(noted["reason"] if noted else f"teachers.{teacher} was not asked")

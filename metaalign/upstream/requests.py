@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from metaalign.config.teacher import TeacherConfig
 from metaalign.examples import Turn
@@ -94,22 +94,41 @@ def _messages(request: Request, *, fields: bool) -> Iterator[dict[str, str]]:
         yield {"role": "assistant", "content": request.head}
 
 
-def key_of(request: Request, config: TeacherConfig, served: Served) -> str:
-    """What an answer is kept under: equal for equal requests to the same model.
+class Key(NamedTuple):
+    """What an answer is kept under, and how long it may be.
 
-    How long it may be does not count: one that came to its end is no other under a higher limit.
+    Attributes:
+        name: Equal for equal requests to the same model. How long the answer may be does not
+            count: one that came to its end is no other under a higher limit.
+        limit: Most tokens that it may have.
     """
+
+    name: str
+    limit: int
+
+    @property
+    def of_failure(self) -> str:
+        """What it is noted under that there is no answer; that may well be for the limit."""
+        return f"{self.name}-{self.limit}"
+
+
+def key_of(request: Request, config: TeacherConfig, served: Served) -> Key:
+    """The key of a request."""
     body = body_of(request, config, served)
-    body.pop("max_tokens", None)
+    limits = [body.pop(name, None) for name in _LIMITS]
+    limit = next((each for each in limits if each), request.max_tokens)
     draw = request.draw if request.temperature else ""
     told = json.dumps([served.identity, draw, body], sort_keys=True)
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+    return Key(hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest(), limit)
 
 
-def find_reply(answers: Answers, key: str, request: Request) -> Reply | None:
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def find_reply(answers: Answers, key: Key) -> Reply | None:
     """The kept answer to a request; None where there is none, or it was cut off too early."""
-    found = answers.find(key)
+    found = answers.find(key.name)
     reply = None if found is None else Reply(**found)
-    if reply is not None and reply.finish_reason == "length" and reply.limit < request.max_tokens:
+    if reply is not None and reply.finish_reason == "length" and reply.limit < key.limit:
         return None
     return reply
