@@ -132,8 +132,8 @@ class Client:
             raise self._judged(error) from error
         reply = self._read(completion, key.limit)
         # One that was cut off gives way; one that another job kept meanwhile does not.
-        outgrown = find_reply(self._answers, key) is None
-        kept = self._answers.keep(key.name, asdict(reply), replace=outgrown)
+        outgrown = self._answers.find(key.name) and find_reply(self._answers, key) is None
+        kept = self._answers.keep(key.name, asdict(reply), replace=bool(outgrown))
         self._failures = 0
         self._count(reply)
         if getattr(completion, "usage", None) is None and self._config.max_cost is not None:

@@ -15,6 +15,7 @@ from metaalign.errors import UpstreamError
 from metaalign.folders import whole_file
 from metaalign.upstream.failures import short
 
+_LIST_TIMEOUT_S = 20.0
 _NO_LIST = (404, 405, 501)
 """Status codes of servers that have no list of models."""
 
@@ -79,7 +80,9 @@ def _asked(name: str, config: TeacherConfig) -> Served:
     card: Any = None
     try:
         with OpenAI(
-            base_url=config.base_url, api_key=key_in_environment(config), timeout=config.timeout_s
+            base_url=config.base_url,
+            api_key=key_in_environment(config),
+            timeout=min(config.timeout_s, _LIST_TIMEOUT_S),
         ) as server:
             cards = server.models.list().data or []
         card = next((each for each in cards if each.id == config.model), None)
