@@ -1,6 +1,8 @@
 """Answers that several ask for at once, under one limit and another."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,24 @@ def test_two_names_of_one_model_pay_once(tmp_path: Path) -> None:
         first, second = asyncio.run(both())
         assert first == second
         assert len(server.asked) == 1
+
+
+def test_the_first_of_two_answers_to_one_request_stays(tmp_path: Path) -> None:
+    answers = Answers(tmp_path)
+    assert answers.keep("abc", {"text": "one"}) == {"text": "one"}
+    assert answers.keep("abc", {"text": "two"}) == {"text": "one"}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_disk_without_hard_links_keeps_the_first_answer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    answers = Answers(tmp_path)
+    assert answers.keep("abc", {"text": "one"}) == {"text": "one"}
+    assert answers.keep("abc", {"text": "two"}) == {"text": "one"}
+    assert answers.keep("abc", {"text": "three"}, replace=True) == {"text": "three"}
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,9 +1,7 @@
 """The client of OpenAI-compatible models, against a server that fails on purpose."""
 
 import asyncio
-import errno
 import json
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -197,6 +195,13 @@ def test_failures_alone_for_too_long_end_it(
         assert "nothing but failures" in str(found[-1])
 
 
+def test_failures_alone_for_a_short_while_end_nothing(tmp_path: Path) -> None:
+    with served(lambda _, __: (500, {}, {})) as server:
+        asking = Asking(server, tmp_path, max_retries=0, concurrency=1)
+        found = asking(*(request(f"{number}") for number in range(6)))
+        assert {type(each) for each in found} == {AnswerError}
+
+
 def test_cost_stops_at_its_limit_and_goes_on_in_a_later_job(tmp_path: Path) -> None:
     with served(lambda body, _: body["messages"][-1]["content"]) as server:
         prices = {"input_price": 1e5, "max_cost": 2.5, "concurrency": 1}  # 1 for each answer
@@ -307,13 +312,6 @@ def test_a_spoilt_answer_is_asked_for_again(tmp_path: Path, spoil: Callable[[Pat
         assert again == reply
 
 
-def test_the_first_of_two_answers_to_one_request_stays(tmp_path: Path) -> None:
-    answers = Answers(tmp_path)
-    assert answers.keep("abc", {"text": "one"}) == {"text": "one"}
-    assert answers.keep("abc", {"text": "two"}) == {"text": "one"}
-    assert not list(tmp_path.rglob("*.part"))
-
-
 def test_an_answer_that_was_cut_off_is_asked_for_again_where_it_may_be_longer(
     tmp_path: Path,
 ) -> None:
@@ -334,17 +332,3 @@ def test_half_a_character_of_a_model_stops_nothing(tmp_path: Path) -> None:
         assert isinstance(reply, Reply)
         assert reply.text == "Lima ?."
         assert Asking(server, tmp_path)(request()) == [reply]
-
-
-def test_a_disk_without_hard_links_keeps_the_first_answer_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
-    answers = Answers(tmp_path)
-    assert answers.keep("abc", {"text": "one"}) == {"text": "one"}
-    assert answers.keep("abc", {"text": "two"}) == {"text": "one"}
-    assert answers.keep("abc", {"text": "three"}, replace=True) == {"text": "three"}
-    assert not list(tmp_path.rglob("*.part"))

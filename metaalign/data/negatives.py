@@ -14,11 +14,10 @@ from difflib import SequenceMatcher
 from random import Random
 
 from metaalign.config.teacher import NegativesConfig
-from metaalign.data.replies import Ask, any_answer, whole_answer
+from metaalign.data.replies import Ask, any_answer, request_of, whole_answer
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, best_response, ordered_pairs
 from metaalign.preferences.wishes import are_obeyed
-from metaalign.upstream import Request
 
 _SENTENCE = re.compile(r"\S[^\n]*?(?:[.!?]+(?=\s|$)|(?=\n)|$)")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n")
@@ -95,23 +94,10 @@ def _hidden(example: Example) -> Example:
     return replace(example, system_info="", user_info="", turns=turns)
 
 
-def _request(example: Example, config: NegativesConfig, draw: str, head: str = "") -> Request:
-    return Request(
-        turns=example.turns,
-        system_info=example.system_info,
-        user_info=example.user_info,
-        head=head,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        draw=draw,
-    )
-
-
 async def _sampled(
     example: Example, best: str, config: NegativesConfig, ask: Ask, draw: str
 ) -> tuple[str, float]:
-    said = whole_answer(await ask(config.teacher, _request(example, config, draw)))
+    said = whole_answer(await ask(config.teacher, request_of(example, config, draw)))
     return said, likeness(best, said)
 
 
@@ -132,7 +118,7 @@ async def _tails(
         place = best.index(sentence, start)
         between, start = best[start:place], place + len(sentence)
         head = _cut(sentence, rng)
-        asked = _request(hidden, config, draw, (best[:place] + head).rstrip())
+        asked = request_of(hidden, config, draw, (best[:place] + head).rstrip())
         tail = first_sentence(any_answer(await ask(config.teacher, asked), cut_off=True))
         said += between + head + tail
         tails[0].append(sentence[len(head) :])

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
+from metaalign.config.teacher import AskConfig
+from metaalign.examples import Example
 from metaalign.upstream import AnswerError, Reply, Request
 
 Ask = Callable[[str, Request], Awaitable[Reply]]
@@ -15,6 +17,25 @@ _BROKEN = {
     **dict.fromkeys(("tool_calls", "function_call"), "an answer calls a tool"),
 }
 """What servers say of an answer that did not come to its end; they say that in many words."""
+
+
+def request_of(example: Example, config: AskConfig, draw: str, head: str = "") -> Request:
+    """The prompt of an example, to be answered as the settings say.
+
+    Args:
+        draw: Names the draw.
+        head: Beginning of the answer, which goes on from it.
+    """
+    return Request(
+        turns=example.turns,
+        system_info=example.system_info,
+        user_info=example.user_info,
+        head=head,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        draw=draw,
+    )
 
 
 def whole_answer(reply: Reply) -> str:

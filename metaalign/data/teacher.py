@@ -146,7 +146,7 @@ class _Asker:
     def __call__(self, _: Any) -> dict[str, list[str]]:
         asyncio.run(self._ask_all())
         spent = {name: asdict(client.spending) for name, client in self._clients.items()}
-        # Errors are told, not raised: Ray would wrap them, and start over.
+        # A teacher's refusal is told, not raised, so that what was spent is told with it.
         return {"told": [json.dumps({"stopped": self._stopped, "spent": spent})]}
 
     async def _ask_all(self) -> None:

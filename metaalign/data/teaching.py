@@ -14,9 +14,8 @@ from metaalign.data.meta_prompts import put_under
 from metaalign.data.negatives import with_negative
 from metaalign.data.objectives import SETS, reformulate
 from metaalign.data.reading import Reading
-from metaalign.data.replies import Ask, whole_answer
+from metaalign.data.replies import Ask, request_of, whole_answer
 from metaalign.examples import Example, Response, Turn
-from metaalign.upstream import Request
 
 _Made = TypeVar("_Made")
 
@@ -82,15 +81,7 @@ async def _answers(example: Example, config: ResponsesConfig, ask: Ask, seed: in
     """Different answers to one prompt, as many as there are among the samples."""
     texts: dict[str, None] = {}
     for number in range(config.samples):
-        asked = Request(
-            turns=example.turns,
-            system_info=example.system_info,
-            user_info=example.user_info,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            draw=f"{seed}/respond/{number}",
-        )
+        asked = request_of(example, config, f"{seed}/respond/{number}")
         texts[whole_answer(await ask(config.teacher, asked))] = None
     return list(texts)
 
