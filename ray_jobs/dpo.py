@@ -7,7 +7,7 @@ With `ray job submit --working-dir . --` before it, it runs on a cluster.
 
 from metaalign.config import DPOConfig, parse_arguments
 from metaalign.pipeline.job import run_job
-from metaalign.train.trainer import run_dpo
+from metaalign.train.launch.on_ray import run_dpo
 
 if __name__ == "__main__":
     run_job("dpo", run_dpo, parse_arguments(DPOConfig))

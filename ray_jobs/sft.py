@@ -7,7 +7,7 @@ With `ray job submit --working-dir . --` before it, it runs on a cluster.
 
 from metaalign.config import SFTConfig, parse_arguments
 from metaalign.pipeline.job import run_job
-from metaalign.train.trainer import run_sft
+from metaalign.train.launch.on_ray import run_sft
 
 if __name__ == "__main__":
     run_job("sft", run_sft, parse_arguments(SFTConfig))

@@ -9,11 +9,11 @@ import pytest
 import ray
 import torch
 
-from metaalign.data.store import TokenStore
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
-from metaalign.data.writer import StoreWriter
 from metaalign.examples import Example, Response, Source, Turn
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.token_store import TokenStore
+from metaalign.store.tokenizer import train_tokenizer
+from metaalign.store.writer import StoreWriter
 
 # The environment's own ninja and compiled operators, also where pytest runs without make: another
 # ninja, or another environment's flags, would compile DeepSpeed's operators again for minutes.

@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 
 from metaalign.errors import MetaAlignError
-from metaalign.train.agreement import from_first
-from metaalign.train.history import saved_steps
-from metaalign.train.notices import take_over
-from metaalign.train.saving import Saver
-from metaalign.train.starting import build_policy, start_engine
+from metaalign.train.checkpoints.history import saved_steps
+from metaalign.train.checkpoints.notices import take_over
+from metaalign.train.checkpoints.saving import Saver
+from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.deepspeed_settings import deepspeed_settings
+from metaalign.train.engines.starting import build_policy, start_engine
+from metaalign.train.engines.zero import join_deepspeed
 from metaalign.train.task import Task
-from metaalign.train.zero import join_deepspeed
-from metaalign.train.zero_settings import deepspeed_settings
 
 CPU = torch.device("cpu")
 

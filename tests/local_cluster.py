@@ -17,7 +17,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-from metaalign.train.history import saved_steps
+from metaalign.train.checkpoints.history import saved_steps
 
 T = TypeVar("T")
 

@@ -3,17 +3,18 @@
 from typing import Any
 
 from metaalign.data.formats import read_rows
-from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import Record
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.sources.records import Record
 
 
-def read(format: str, *rows: Any, **reading: Any) -> FileRead:
+def read(format: str, *rows: Any, **options: Any) -> FileRead:
     records = [Record(number, row) for number, row in enumerate(rows)]
-    return read_rows(records, "rows.jsonl", format, Reading(**reading))
+    return read_rows(records, "rows.jsonl", format, SourceOptions(**options))
 
 
-def reason(format: str, row: Any, **reading: Any) -> str:
-    (bad,) = read(format, row, **reading).bad
+def reason(format: str, row: Any, **options: Any) -> str:
+    (bad,) = read(format, row, **options).bad
     return bad.reason
 
 

@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from metaalign.config import DPOConfig, ExportConfig, SFTConfig, load_config
 from metaalign.config.sections import LoraConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, ModelError
 from metaalign.folders import weights_fingerprint
-from metaalign.train.adapters import add_adapters
-from metaalign.train.driver import begin_run
-from metaalign.train.engines import PlainEngine
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
-from metaalign.train.starting import build_policy
+from metaalign.train.launch.driver import begin_run
+from metaalign.train.model.adapters import add_adapters
+from metaalign.train.model.vocabulary import has_new_tokens
 from metaalign.train.task import Task
-from metaalign.train.vocabulary import has_new_tokens
 from tests.tiny_model import save_tiny_model
 from tests.tiny_task import ARCHITECTURE, run_workers, settings_of, tiny_task
 from tests.worker_scenarios import curve, run_task

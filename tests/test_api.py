@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 
 from metaalign.config import ServeConfig
-from metaalign.data.tokenizer import train_tokenizer
 from metaalign.errors import RequestError
 from metaalign.preferences import FAMILIES
 from metaalign.serve.api import render, to_sampling, to_segments
 from metaalign.serve.bodies import ChatRequest
 from metaalign.serve.refusals import Refusal, refuse_invalid
+from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Segment
 from tests.tiny_model import TEXTS
 

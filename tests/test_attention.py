@@ -16,7 +16,7 @@ from transformers import (
 
 from metaalign.errors import LayoutError, ModelError
 from metaalign.steps.trees import Sequence, lay_out_rows
-from metaalign.train.attention import (
+from metaalign.train.model.attention import (
     Locality,
     attention_masks,
     block_mask,

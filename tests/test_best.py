@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from metaalign.config.sections import BestMetric
-from metaalign.train.best import HIGHER_IS_BETTER, Best, next_best
+from metaalign.train.loop.best import HIGHER_IS_BETTER, Best, next_best
 
 
 def follow(metric: str, values: list[float]) -> list[tuple[int, float, int]]:

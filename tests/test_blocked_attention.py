@@ -7,15 +7,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from metaalign.steps.trees import Rows, Sequence, lay_out_rows
-from metaalign.train.attention import dense_mask
-from metaalign.train.blocked_attention import (
+from metaalign.train.model.attention import dense_mask
+from metaalign.train.model.blocked_attention import (
     BLOCK_QUERIES,
     BLOCKED_SDPA,
     ROWS_APART,
     blocked_sdpa,
     find_blocks,
 )
-from metaalign.train.logprobs import Policy, to_tensors
+from metaalign.train.model.policy import Policy, to_tensors
 
 
 def sequences(lengths: tuple[int, ...], row: int = 0) -> list[Sequence]:

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from metaalign.config.prepare import RecipesConfig
-from metaalign.data.cases import Case, best_constant, score, write_cases
-from metaalign.data.recipes import is_held_out, write_examples
+from metaalign.data.recipes.cases import Case, best_constant, score, write_cases
+from metaalign.data.recipes.rule_written import is_held_out, write_examples
 from metaalign.errors import ConfigError
 from metaalign.preferences import FAMILIES, QUESTIONS, Preference, write_answer
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from metaalign.data.objectives import reformulate
-from metaalign.data.reading import Reading
+from metaalign.data.recipes.edits import reformulate
+from metaalign.data.sources.options import SourceOptions
 from tests.rows import ASKED, message, read, reason
 
 PAIR = {"prompt": "Hi", "response_0": "a", "response_1": "b"}
@@ -34,7 +34,7 @@ def test_several_objectives_want_one_that_orders_unless_a_corrector_reads_them_a
 
 def test_algorithm_1_makes_both_directions_and_the_equal_one_of_them() -> None:
     (example,) = read("compared", {**PAIR, "labels": SIGNS}, recipe="contrastive").examples
-    first, second = reformulate(example, Reading(recipe="contrastive"))
+    first, second = reformulate(example, SourceOptions(recipe="contrastive"))
     told = [(each.turns[0].text, each.responses[0].text) for each in (first, second)]
     assert ("Helpfulness: " in told[0][0], "Answer: b | Edit" in told[0][0], told[0][1]) == (
         True,
@@ -46,7 +46,7 @@ def test_algorithm_1_makes_both_directions_and_the_equal_one_of_them() -> None:
         True,
         "b",
     )
-    (equal,) = reformulate(example, Reading(recipe="equal"))
+    (equal,) = reformulate(example, SourceOptions(recipe="equal"))
     assert "Honesty: " in equal.turns[0].text
     assert "Humor" not in equal.turns[0].text
 

@@ -8,7 +8,7 @@ import pytest
 from metaalign.config import ExportConfig, PrepareConfig, SFTConfig, load_config
 from metaalign.data.prepare import prepare_store
 from metaalign.train.export import run_export
-from metaalign.train.trainer import run_sft
+from metaalign.train.launch.on_ray import run_sft
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

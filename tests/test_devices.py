@@ -7,7 +7,7 @@ import ray
 
 from metaalign.config.sections import WorkersConfig
 from metaalign.errors import ConfigError
-from metaalign.train.devices import choose_device
+from metaalign.train.launch.devices import choose_device
 
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from metaalign.config import DPOConfig
-from metaalign.data.store import TokenStore
-from metaalign.train.driver import prepare_task
+from metaalign.store.token_store import TokenStore
+from metaalign.train.launch.driver import prepare_task
 from tests.tiny_task import settings_of
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from metaalign.data.tokenizer import train_tokenizer
 from metaalign.errors import ModelError
 from metaalign.generate.embedded import Answer, EmbeddedEngine, Sampling, check_folder, keep_top_p
+from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Template
 from tests.tiny_model import save_tiny_model
 

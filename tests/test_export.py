@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from metaalign.config import ExportConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError, TemplateError
+from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
-from metaalign.train.driver import begin_run
-from metaalign.train.engines import PlainEngine
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import MODEL_FOLDER, run_export
-from metaalign.train.starting import build_policy
+from metaalign.train.launch.driver import begin_run
 from metaalign.train.task import Task
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_scenarios import run_task

@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from metaalign.config import SFTConfig
-from metaalign.data.store import TokenStore
+from metaalign.store.token_store import TokenStore
 from metaalign.tracking import open_run
-from metaalign.train.history import saved_steps
-from metaalign.train.notices import STOP_FILE
-from metaalign.train.trainer import run_sft
+from metaalign.train.checkpoints.history import saved_steps
+from metaalign.train.checkpoints.notices import STOP_FILE
+from metaalign.train.launch.on_ray import run_sft
 from tests.local_cluster import (
     LocalCluster,
     kill,

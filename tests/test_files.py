@@ -10,10 +10,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from metaalign.config import PrepareConfig
-from metaalign.data.files import file_fingerprint, find_files
-from metaalign.data.parts import plan_parts, read_part, split_parts
-from metaalign.data.reading import Reading
-from metaalign.data.records import check_file, read_records
+from metaalign.data.sources.files import file_fingerprint, find_files
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.records import check_file, read_records
+from metaalign.data.work.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError, RowError
 from metaalign.examples import Source
 from tests.object_storage import BUCKET, address_of
@@ -143,15 +143,15 @@ def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
 
 
 def test_a_split_depends_on_the_key_and_the_seed_and_holds_out_the_share() -> None:
-    reading, other = Reading(held_out_ratio=0.25), Reading(held_out_ratio=0.25, seed=1)
-    splits = [reading.split(f"key {i}") for i in range(4000)]
-    assert splits == [reading.split(f"key {i}") for i in range(4000)]
+    options, other = SourceOptions(held_out_ratio=0.25), SourceOptions(held_out_ratio=0.25, seed=1)
+    splits = [options.split(f"key {i}") for i in range(4000)]
+    assert splits == [options.split(f"key {i}") for i in range(4000)]
     assert splits != [other.split(f"key {i}") for i in range(4000)]
     # Binomial: 1000 expected, standard deviation 27
     assert abs(splits.count("held_out") - 1000) < 110
-    assert {Reading().split(f"key {i}") for i in range(1000)} == {"train"}
+    assert {SourceOptions().split(f"key {i}") for i in range(1000)} == {"train"}
     # A larger share holds out all that a smaller one does.
-    larger = Reading(held_out_ratio=0.5)
+    larger = SourceOptions(held_out_ratio=0.5)
     held = [i for i, split in enumerate(splits) if split == "held_out"]
     assert {larger.split(f"key {i}") for i in held} == {"held_out"}
 

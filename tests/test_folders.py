@@ -12,26 +12,26 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from metaalign.config import ExportConfig, SFTConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, StorageError, TrainingError
 from metaalign.folders import delete_folder, open_folder, place_below
-from metaalign.train.checkpoints import (
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.checkpoint_format import (
     find_damage,
     iterate_weights,
     read_manifest,
     step_folder,
 )
-from metaalign.train.driver import begin_run, prepare_task
-from metaalign.train.engines import PlainEngine
-from metaalign.train.export import run_export
-from metaalign.train.history import (
+from metaalign.train.checkpoints.history import (
     agree_on_checkpoint,
     newest_checkpoint,
     newest_whole,
     saved_steps,
 )
-from metaalign.train.saving import Saver
-from metaalign.train.starting import build_policy
+from metaalign.train.checkpoints.saving import Saver
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.export import run_export
+from metaalign.train.launch.driver import begin_run, prepare_task
 from metaalign.train.task import Task
 from tests.object_storage import BUCKET, address_of
 from tests.tiny_task import run_workers, settings_of, tiny_task

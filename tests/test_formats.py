@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign.data.formats import SHAPES, detect_format, read_rows
-from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import read_records
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.sources.records import read_records
 from metaalign.errors import DataError
 from metaalign.examples import EXAMPLE_SCHEMA, Example, Response, Source, Turn
 
@@ -26,16 +27,16 @@ def write(folder: Path, *rows: Any, name: str = "rows.jsonl") -> Path:
     return file
 
 
-def read_file(file: Path, format: str, reading: Reading) -> FileRead:
-    return read_rows(read_records(file), str(file), format, reading)
+def read_file(file: Path, format: str, options: SourceOptions) -> FileRead:
+    return read_rows(read_records(file), str(file), format, options)
 
 
 def told(file: Path) -> str:
     return detect_format(read_records(file), str(file))
 
 
-def read(folder: Path, format: str, *rows: Any, **reading: Any) -> FileRead:
-    return read_file(write(folder, *rows), format, Reading(**reading))
+def read(folder: Path, format: str, *rows: Any, **options: Any) -> FileRead:
+    return read_file(write(folder, *rows), format, SourceOptions(**options))
 
 
 def only(result: FileRead) -> Example:
@@ -238,7 +239,7 @@ def test_rows_in_are_examples_and_quarantined_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     good = json.dumps({"instruction": "a", "output": "b"})
     file.write_bytes(f'{good}\nnot json\n\n{good}\n{{"instruction": "'.encode() + b'\xff", "output": "x"}\n')  # fmt: skip  # noqa: E501
-    result = read_file(file, "alpaca", Reading())
+    result = read_file(file, "alpaca", SourceOptions())
     assert (result.rows, len(result.examples), len(result.bad)) == (4, 2, 2)
     assert [(bad.file, bad.row) for bad in result.bad] == [(str(file), 1), (str(file), 4)]
     assert result.bad[0].text == "not json"
@@ -315,7 +316,7 @@ def test_no_row_whatever_it_holds_stops_the_job_or_is_lost(
     row = data.draw(st.dictionaries(keys, JSON | st.lists(st.dictionaries(keys, JSON)), max_size=6))
     folder = tmp_path_factory.mktemp("fuzz")
     file = write(folder, row, {**FULL, **row}, name="risk-averse.jsonl")
-    result = read_file(file, format, Reading())
+    result = read_file(file, format, SourceOptions())
     assert result.rows == 2
     pa.Table.from_pylist([each.to_row() for each in result.examples], schema=EXAMPLE_SCHEMA)
     used = {example.source.row for example in result.examples}
@@ -339,7 +340,7 @@ def test_real_files_are_read_to_the_last_row(
 ) -> None:
     file = shared_data / name
     assert told(file) == format
-    result = read_file(file, format, Reading(held_out_ratio=0.1))
+    result = read_file(file, format, SourceOptions(held_out_ratio=0.1))
     assert result.rows == rows == len(result.examples) + len(result.bad)
     assert Counter(each.reason for each in result.bad) == bad
     firsts = {}

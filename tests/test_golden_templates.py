@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from metaalign.data.tokenizer import train_tokenizer
 from metaalign.examples import Turn
+from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Template, prompt_segments
 from metaalign.wire import edit_prompt, query_text
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from metaalign.config import ExportConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import CheckpointError
-from metaalign.train.checkpoints import MARKER, step_folder
-from metaalign.train.engines import PlainEngine
-from metaalign.train.export import run_export
-from metaalign.train.history import (
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.checkpoint_format import MARKER, step_folder
+from metaalign.train.checkpoints.history import (
     agree_on_checkpoint,
     keep_checkpoints,
     newest_checkpoint,
     newest_whole,
     saved_steps,
 )
-from metaalign.train.saving import Saver
-from metaalign.train.starting import build_policy
+from metaalign.train.checkpoints.saving import Saver
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.export import run_export
 from metaalign.train.task import Task
 from tests.test_export import trained
 from tests.tiny_task import run_workers, tiny_task

@@ -10,9 +10,9 @@ import pytest
 
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig
-from metaalign.data.hub import fingerprint, load, name_of, told
-from metaalign.data.parts import plan_parts, read_part, split_parts
-from metaalign.data.reading import BadRow
+from metaalign.data.sources.hub import fingerprint, load, name_of, told
+from metaalign.data.sources.outcome import BadRow
+from metaalign.data.work.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
 
 ROWS = [

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from metaalign.config.teacher import JudgementConfig
-from metaalign.data.judging import judge, judge_prompt, read_scores
-from metaalign.data.replies import Ask
+from metaalign.data.teachers.judging import judge, judge_prompt, read_scores
+from metaalign.data.teachers.replies import Ask
 from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn, ordered_pairs
 from metaalign.upstream import AnswerError, Reply, Request

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from metaalign.data.store import TokenStore
 from metaalign.errors import LayoutError, ModelError, PlanError
 from metaalign.examples import Example, Response
-from metaalign.train.engines import PlainEngine
-from metaalign.train.loop import Reader, measure
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.task import Task, gather_materials, with_references
 from tests.conftest import tiny_examples
 from tests.tiny_model import save_tiny_model

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaalign.config.dpo import PreferenceLossConfig
 from metaalign.steps.selection import select_ranked
-from metaalign.train.row_losses import PairLoss
+from metaalign.train.losses.pairs import PairLoss
 from tests.loss_rows import make_rows
 from tests.tiny_columns import Item, make_columns
 

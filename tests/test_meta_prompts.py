@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from metaalign.data.meta_prompts import put_under
-from metaalign.data.reading import Reading
+from metaalign.data.recipes.meta_prompts import put_under
+from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn
 from metaalign.preferences.backgrounds import ASSISTANTS, PEOPLE
@@ -39,8 +39,8 @@ def made(
     split: str = "train",
     **settings: Any,
 ) -> list[list[Example]]:
-    reading = Reading(recipe=recipe, **settings)
-    return [put_under(example(row, *answers, split=split), reading) for row in range(count)]
+    options = SourceOptions(recipe=recipe, **settings)
+    return [put_under(example(row, *answers, split=split), options) for row in range(count)]
 
 
 def said_by(meta_prompt: str, tier: str) -> list[Wish]:

@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from metaalign.config.sections import BatchConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import PlanError
 from metaalign.steps.mixture import mixed_visits, mixture_of
 from metaalign.steps.plan import Plan
 from metaalign.steps.selection import Selection, select_best
+from metaalign.store.token_store import TokenStore
 from metaalign.train.task import gather_materials, identity
 from tests.test_plan import packing
 from tests.tiny_columns import Item, make_columns

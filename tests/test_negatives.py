@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from metaalign.config.teacher import NegativesConfig
-from metaalign.data.negatives import first_sentence, likeness, with_negative
-from metaalign.data.replies import Ask
+from metaalign.data.teachers.negatives import first_sentence, likeness, with_negative
+from metaalign.data.teachers.replies import Ask
 from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn
 from metaalign.preferences import Preference

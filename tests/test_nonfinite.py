@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from metaalign.data.store import TokenStore
 from metaalign.errors import TrainingError
-from metaalign.train.engines import PlainEngine
-from metaalign.train.loop import Loss, Reader, train
-from metaalign.train.nonfinite import Witness
-from metaalign.train.row_losses import SFTLoss
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.loop.nonfinite import Witness
+from metaalign.train.loop.training_loop import Loss, Reader, train
+from metaalign.train.losses.pairs import SFTLoss
 from metaalign.train.task import Task, gather_materials
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import PoisonedLoss

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from metaalign.data.store import TokenStore
 from metaalign.errors import TrainingError
-from metaalign.train.driver import begin_run
-from metaalign.train.engines import PlainEngine
-from metaalign.train.history import saved_steps
-from metaalign.train.notices import STOP_FILE, Notices, check_owner, take_over
-from metaalign.train.results import read_result
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.history import saved_steps
+from metaalign.train.checkpoints.notices import STOP_FILE, Notices, check_owner, take_over
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.launch.driver import begin_run
+from metaalign.train.loop.results import read_result
 from metaalign.train.task import Task
-from metaalign.train.workers import TrainingRun
+from metaalign.train.worker import TrainingRun
 from tests.tiny_task import run_workers, tiny_task
 from tests.worker_scenarios import run_task
 

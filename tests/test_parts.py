@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from metaalign.config import PrepareConfig
-from metaalign.data.ledger import read_quarantine, read_sample
-from metaalign.data.parts import (
+from metaalign.data.work.ledger import read_quarantine, read_sample
+from metaalign.data.work.parts import (
     plan_parts,
     read_part,
     split_parts,
 )
-from metaalign.data.passes import read_ledger, survey_part, write_part
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
-from metaalign.data.writer import StoreWriter
+from metaalign.data.work.passes import read_ledger, survey_part, write_part
 from metaalign.errors import DataError
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.tokenizer import train_tokenizer
+from metaalign.store.writer import StoreWriter
 
 
 def write(file: Path, rows: Sequence[Any]) -> Path:
@@ -121,7 +121,7 @@ def test_a_file_is_read_in_ranges_and_gives_the_same_store(
     encoder = SegmentEncoder(train_tokenizer(["Question Answer"], 300))
     stores, ledgers = [], []
     for size, count in ((1 << 30, 1), (5_000, 9)):
-        monkeypatch.setattr("metaalign.data.parts._PART_BYTES", size)
+        monkeypatch.setattr("metaalign.data.work.parts._PART_BYTES", size)
         planned = plan_parts(plan(tmp_path, sources=[{"path": str(file)}]))
         with StoreWriter(tmp_path / f"store-{count}") as writer:
             parts = split_parts(planned, writer.folder)

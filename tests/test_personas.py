@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from metaalign.data.formats.personas import read_personas
-from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import read_records
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.sources.records import read_records
 from metaalign.errors import DataError
 
 LIBERAL, CONSERVATIVE = "I am politically liberal.", "I am politically conservative."
@@ -17,10 +18,10 @@ def statement(text: str, would_say: bool) -> dict[str, str]:
     return {"statement": text, "answer_matching_behavior": " Yes" if would_say else " No"}
 
 
-def read(folder: Path, persona: str, *rows: dict, **reading: object) -> FileRead:
+def read(folder: Path, persona: str, *rows: dict, **options: object) -> FileRead:
     file = folder / f"{persona}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_personas(read_records(file), str(file), Reading(**reading))  # pyright: ignore[reportArgumentType]
+    return read_personas(read_records(file), str(file), SourceOptions(**options))  # pyright: ignore[reportArgumentType]
 
 
 ROWS = (statement("Tax more.", True), statement("Tax less.", False), statement("Share.", True))
@@ -102,12 +103,12 @@ def test_an_unknown_persona_needs_words(tmp_path: Path) -> None:
 
 
 def test_held_out_statements_are_never_trained_in_the_real_files(shared_data: Path) -> None:
-    reading = Reading(held_out_ratio=0.12)
+    options = SourceOptions(held_out_ratio=0.12)
     trained: set[str] = set()
     held: set[str] = set()
     both_sides: dict[str, set[str]] = {}
     for file in sorted((shared_data / "personas").glob("*.jsonl")):
-        result = read_personas(read_records(file), str(file), reading)
+        result = read_personas(read_records(file), str(file), options)
         rows = {example.source.row for example in result.examples}
         assert (result.rows, result.bad) == (1000, [])
         used = {each.text for example in result.examples for each in example.responses}

@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from metaalign.config import PipelineConfig
-from metaalign.data.cases import Case
-from metaalign.data.files import PACKAGE
+from metaalign.data.recipes.cases import Case
+from metaalign.data.sources.files import PACKAGE
 from metaalign.errors import ConfigError, DataError
 from metaalign.pipeline.job import clock, connect, reported
 from metaalign.pipeline.preflight import check
@@ -132,7 +132,7 @@ def test_code_and_the_name_that_a_model_is_registered_under_are_inputs(
 
     assert changed_by("serve/app.py") == set()
     assert changed_by("evaluate/rates.py") == {"evaluate"}
-    assert changed_by("train/losses.py") == set(plain) - {"prepare"}
+    assert changed_by("train/losses/formulas.py") == set(plain) - {"prepare"}
     assert changed_by("preferences/families.py") == set(plain)
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from metaalign.data.recipes import draw_preference, questions_for
+from metaalign.data.recipes.rule_written import draw_preference, questions_for
 from metaalign.errors import ConfigError
 from metaalign.preferences import (
     FAMILIES,

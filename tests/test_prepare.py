@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from metaalign.config import PrepareConfig
 from metaalign.data.prepare import prepare_store, run_prepare
-from metaalign.data.store import TokenStore
 from metaalign.errors import DataError
+from metaalign.store.token_store import TokenStore
 from metaalign.tracking import open_run
 from tests.test_parts import alpaca, write
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from metaalign.errors import LayoutError, ModelError
-from metaalign.train.probe import WINDOW, choose_layout, tiny_copy
+from metaalign.train.model.probe import WINDOW, choose_layout, tiny_copy
 
 TREES = [
     LlamaConfig(),

@@ -2,7 +2,7 @@
 
 import io
 
-from metaalign.train.progress import ProgressBar, clock
+from metaalign.train.loop.progress import ProgressBar, clock
 
 
 def test_the_first_and_last_step_are_shown_and_few_between() -> None:

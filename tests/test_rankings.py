@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from metaalign.data.formats import read_rows
-from metaalign.data.reading import Reading
-from metaalign.data.records import read_records
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.records import read_records
 from tests.rows import ASKED, TALK, message, read, reason
 
 GOLDEN = Path(__file__).parent / "golden" / "formats"
@@ -119,7 +119,7 @@ def test_what_nobody_judged_is_not_ordered() -> None:
 
 def test_truthfulqa_gives_the_best_answer_first_and_true_ones_over_false(shared_data: Path) -> None:
     file = shared_data / "truthfulqa" / "TruthfulQA.csv"
-    result = read_rows(read_records(file), str(file), "truthfulqa", Reading())
+    result = read_rows(read_records(file), str(file), "truthfulqa", SourceOptions())
     assert (result.rows, result.used, len(result.bad)) == (817, 815, 2)
     for example in result.examples:
         scores = example.order_scores()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metaalign.data.cases import Case
+from metaalign.data.recipes.cases import Case
 from metaalign.evaluate.rates import build_report, interval
 from metaalign.preferences import Preference
 

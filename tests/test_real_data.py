@@ -14,7 +14,7 @@ from metaalign.examples import Turn
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.template import prompt_segments
 from metaalign.train.export import run_export
-from metaalign.train.trainer import run_dpo, run_sft
+from metaalign.train.launch.on_ray import run_dpo, run_sft
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign.data.formats import SHAPES, detect_format, read_rows
-from metaalign.data.reading import FileRead, Reading
-from metaalign.data.records import check_file, read_records, split_file
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.sources.records import check_file, read_records, split_file
 from metaalign.errors import DataError, RowError
 
 ROWS = [{"instruction": 'é, "a"', "output": "b\nc"}, {"instruction": "d", "output": None}]
@@ -75,14 +76,14 @@ def test_a_row_that_is_nested_deep_is_refused_before_anything_walks_it(tmp_path:
     deep = '{"messages": ' + "[" * 900 + "]" * 900 + "}"
     for content in (f"{deep}\n", f"[{deep}]"):
         file = write(tmp_path, content.encode())
-        result = read_rows(read_records(file), "rows", "messages", Reading())
+        result = read_rows(read_records(file), "rows", "messages", SourceOptions())
         assert [bad.reason for bad in result.bad] == ["nested deeper than 64 lists and objects"]
 
 
 def test_a_line_of_fifty_megabytes_and_half_a_line_at_the_end_are_rows(tmp_path: Path) -> None:
     long = json.dumps({"instruction": "a" * 50_000_000, "output": "b"})
     file = write(tmp_path, f'{long}\n{{"instruction": "a", "outp'.encode())
-    result = read_rows(read_records(file), "rows", "alpaca", Reading())
+    result = read_rows(read_records(file), "rows", "alpaca", SourceOptions())
     assert (result.rows, len(result.examples), len(result.bad)) == (2, 1, 1)
     assert result.bad[0].text == '{"instruction": "a", "outp'
     assert len(result.examples[0].turns[0].text) == 50_000_000
@@ -92,7 +93,7 @@ def test_a_parquet_text_that_is_not_utf8_refuses_its_row_alone(tmp_path: Path) -
     texts = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     table = pa.table({"instruction": texts, "output": ["x", "y", "z"]})
     pq.write_table(table, tmp_path / "rows")
-    result = read_rows(read_records(tmp_path / "rows"), "rows", "alpaca", Reading())
+    result = read_rows(read_records(tmp_path / "rows"), "rows", "alpaca", SourceOptions())
     assert [example.source.row for example in result.examples] == [0, 2]
     assert result.bad[0].reason.startswith("a value cannot be read")
 
@@ -107,7 +108,7 @@ def test_a_parquet_value_out_of_range_refuses_its_row_alone(
 ) -> None:
     table = pa.table({"instruction": ["a"] * 3, "output": ["x", "y", "z"], "when": column})
     pq.write_table(table, tmp_path / "rows")
-    result = read_rows(read_records(tmp_path / "rows"), "rows", "alpaca", Reading())
+    result = read_rows(read_records(tmp_path / "rows"), "rows", "alpaca", SourceOptions())
     assert [example.source.row for example in result.examples] == [0, 2]
     assert result.bad[0].reason.startswith("a value cannot be read")
 
@@ -146,7 +147,7 @@ def test_a_parquet_column_whose_name_is_not_utf8_is_one_error(tmp_path: Path) ->
 def test_the_ranges_of_a_file_of_lines_hold_each_of_its_rows_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: bytes, end: bytes, size: int
 ) -> None:
-    monkeypatch.setattr("metaalign.data.records._CHUNK_BYTES", 16)
+    monkeypatch.setattr("metaalign.data.sources.records._CHUNK_BYTES", 16)
     lines = [b'{"instruction": "%d"}' % i + b" " * (i * 7 % 60) for i in range(30)]
     lines[3], lines[7], lines[8] = b"", b"", b"broken"
     file = write(tmp_path, mark + b"\n".join(lines) + end)
@@ -206,7 +207,7 @@ def test_whatever_bytes_a_file_holds_its_rows_add_up_or_it_is_one_error(
     file = write(tmp_path_factory.mktemp("fuzz"), content, "risk-averse.jsonl")
     result, refused = FileRead(str(file)), f"{file}: "
     try:
-        result = read_rows(read_records(file), str(file), format, Reading())
+        result = read_rows(read_records(file), str(file), format, SourceOptions())
     except DataError as error:
         refused = str(error)
     assert refused.startswith(f"{file}: ")

@@ -21,8 +21,8 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.preemption import PreemptionInfo
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
-from metaalign.train import restarts
-from metaalign.train.restarts import Restarts, describe
+from metaalign.train.launch import restarts
+from metaalign.train.launch.restarts import Restarts, describe
 
 DIED = "ActorDiedError: The actor died unexpectedly before finishing this task."
 

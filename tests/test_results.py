@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from metaalign.config.dpo import PreferenceLossConfig
-from metaalign.data.store import TokenStore
 from metaalign.steps.selection import select_ranked
-from metaalign.train.results import pair_order, read_result, write_result
-from metaalign.train.row_losses import Gaps, PairLoss
+from metaalign.store.token_store import TokenStore
+from metaalign.train.loop.results import pair_order, read_result, write_result
+from metaalign.train.losses.pairs import Gaps, PairLoss
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from metaalign.config import SFTConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import StorageError
-from metaalign.train.checkpoints import iterate_weights, step_folder
-from metaalign.train.engines import PlainEngine
-from metaalign.train.history import newest_whole, saved_steps
-from metaalign.train.saving import Saver, take_snapshot
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.checkpoint_format import iterate_weights, step_folder
+from metaalign.train.checkpoints.history import newest_whole, saved_steps
+from metaalign.train.checkpoints.saving import Saver, take_snapshot
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.launch.on_ray import run_sft
 from metaalign.train.task import Task
-from metaalign.train.trainer import run_sft
-from metaalign.train.workers import TrainingRun
+from metaalign.train.worker import TrainingRun
 from tests.tiny_task import run_workers, settings_of, tiny_task
 
 
@@ -162,7 +162,7 @@ LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
 from metaalign.errors import StorageError
-from metaalign.train.saving import Saver
+from metaalign.train.checkpoints.saving import Saver
 from tests.test_saving import engine_of
 from metaalign.train.task import Task
 import json

@@ -9,8 +9,8 @@ import pytest
 
 from metaalign.config.prepare import SourceConfig
 from metaalign.data.formats import SHAPES, detect_format, read_rows
-from metaalign.data.reading import Reading
-from metaalign.data.records import Record, read_records
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.records import Record, read_records
 from metaalign.errors import DataError
 from tests.rows import ASKED, OTHER, TALK, message, read, reason
 
@@ -217,7 +217,7 @@ def test_real_files_of_every_shape_are_read_to_the_last_row(
 ) -> None:
     file = shared_data / name
     assert detect_format(read_records(file), str(file)) == format
-    result = read_rows(read_records(file), str(file), format, Reading())
+    result = read_rows(read_records(file), str(file), format, SourceOptions())
     assert result.rows == rows == result.used + len(result.bad)
     assert Counter(len(example.responses) for example in result.examples) == answers
     assert Counter(each.reason for each in result.bad) == bad
@@ -226,7 +226,7 @@ def test_real_files_of_every_shape_are_read_to_the_last_row(
 def test_a_cell_of_several_lines_comes_through_whole(shared_data: Path) -> None:
     file = shared_data / "metaaligner_samples" / "UltraFeedback_Vicuna-7B.csv"
     text = file.read_bytes().decode("utf-8")
-    result = read_rows(read_records(file), str(file), "metaaligner", Reading())
+    result = read_rows(read_records(file), str(file), "metaaligner", SourceOptions())
     long = [r.text for e in result.examples for r in e.responses if r.text.count("\n") > 5]
     assert len(long) > 300
     assert all(answer.replace('"', '""') in text for answer in long)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from metaalign.data.store import TokenStore
-from metaalign.train.history import newest_whole, saved_steps
-from metaalign.train.results import read_result
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.history import newest_whole, saved_steps
+from metaalign.train.loop.results import read_result
 from tests.tiny_task import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULE = "metaalign.train.standalone"
+MODULE = "metaalign.train.launch.standalone"
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from types import FrameType
 
 import pytest
 
-from metaalign.data.store import TokenStore
-from metaalign.train.driver import stoppable
-from metaalign.train.history import newest_whole, saved_steps
-from metaalign.train.notices import STOP_FILE
+from metaalign.store.token_store import TokenStore
+from metaalign.train.checkpoints.history import newest_whole, saved_steps
+from metaalign.train.checkpoints.notices import STOP_FILE
+from metaalign.train.launch.driver import stoppable
 from tests.local_cluster import kill, until
 from tests.tiny_task import settings_of, tiny_task
 

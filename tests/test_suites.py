@@ -13,12 +13,12 @@ from metaalign.config import EvaluateConfig
 from metaalign.config.evaluate import GenerationConfig
 from metaalign.config.prepare import RecipesConfig
 from metaalign.config.sections import TrackingConfig
-from metaalign.data.cases import Case, write_cases
-from metaalign.data.store import CASES_FILE, TokenStore
+from metaalign.data.recipes.cases import Case, write_cases
 from metaalign.errors import ConfigError, DataError, ModelError, TemplateError
 from metaalign.evaluate.suites import Answerer, ask_models, check_models, read_cases, run_evaluate
 from metaalign.examples import Turn
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
+from metaalign.store.token_store import CASES_FILE, TokenStore
 from metaalign.template import prompt_segments
 from metaalign.tracking import open_run
 from tests.tiny_model import save_tiny_model

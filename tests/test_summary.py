@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from metaalign.data.summary import Summary
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
 from metaalign.examples import Example, Response, Source, Turn
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.summary import Summary
+from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Template
 
 

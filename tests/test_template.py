@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
 from metaalign.errors import TemplateError
 from metaalign.examples import Turn
+from metaalign.store.tokenizer import load_tokenizer, train_tokenizer
 from metaalign.template import CONTROL_TOKENS, TIERS, Segment, Template, prompt_segments
 
 TEXT = ("Answer in capitals.", "I am Ana.", "What is the capital of Peru?", "It is Lima. ¡Sí!")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaalign.data.tokenizer import load_tokenizer, sample_texts, train_tokenizer
 from metaalign.errors import TemplateError
+from metaalign.store.tokenizer import load_tokenizer, sample_texts, train_tokenizer
 from metaalign.template import CONTROL_TOKENS, Template
 
 TEXTS = [f"{word} {i} likes {word}s." for i in range(40) for word in ("cat", "dog", "owl")]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metaalign.data.store import TokenStore
 from metaalign.data.view import choose_examples, look, main, write_page
 from metaalign.errors import DataError
 from metaalign.examples import Example, Response, Source, Turn
+from metaalign.store.token_store import TokenStore
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_page_holds_the_same(store: TokenStore, tmp_path: Path) -> None:
 
 
 def test_the_command_shows_a_store_or_says_what_is_wrong(store: TokenStore, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "metaalign.data.store", str(store.path), "--example", "3"]
+    command = [sys.executable, "-m", "metaalign.data.view", str(store.path), "--example", "3"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "example 3 · b.jsonl, row 0" in told
     main([str(store.path), "--page", str(tmp_path / "page.html")])

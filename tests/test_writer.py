@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metaalign.data.store import TokenStore
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
-from metaalign.data.writer import ShardWriter, StoreWriter
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.token_store import TokenStore
+from metaalign.store.tokenizer import train_tokenizer
+from metaalign.store.writer import ShardWriter, StoreWriter
 from metaalign.template import Template
 from tests.conftest import tiny_examples
 
@@ -36,7 +36,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_part_fills_shards_and_gives_the_same_files_again(
     template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metaalign.data.writer._SHARD_TOKENS", 300)
+    monkeypatch.setattr("metaalign.store.writer._SHARD_TOKENS", 300)
     with StoreWriter(tmp_path / "store") as writer:
         write(writer.folder, template, 1, 20, 48)
         write(writer.folder, template, 0, 0, 20)

@@ -9,16 +9,16 @@ import torch
 from deepspeed.ops.op_builder.async_io import AsyncIOBuilder
 
 from metaalign.config.sections import WorkersConfig, ZeroConfig
-from metaalign.data.store import TokenStore
 from metaalign.errors import ConfigError, TrainingError
-from metaalign.train.engines import PlainEngine
-from metaalign.train.starting import build_policy
-from metaalign.train.task import Task, gather_materials
-from metaalign.train.zero_settings import (
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.deepspeed_settings import (
     check_offload,
     check_second_cut,
     deepspeed_settings,
 )
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.task import Task, gather_materials
 from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
 from tests.worker_scenarios import curve
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaalign.data.columns import Columns
 from metaalign.steps.forest import Forest
 from metaalign.steps.selection import Selection, ranges
+from metaalign.store.columns import Columns
 from metaalign.template import TIERS
 
 

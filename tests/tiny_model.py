@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from metaalign.data.tokenizer import train_tokenizer
+from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Template
 
 TEXTS = (

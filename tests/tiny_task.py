@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from metaalign.config import DPOConfig, SFTConfig
-from metaalign.data.store import TokenStore
 from metaalign.folders import weights_fingerprint
-from metaalign.train.models import prepare_initial
+from metaalign.store.token_store import TokenStore
+from metaalign.train.model.loading import prepare_initial
 from metaalign.train.task import Task
 
 ARCHITECTURE = {

@@ -16,17 +16,34 @@ import torch.distributed as dist
 
 from metaalign.config import DPOConfig
 from metaalign.errors import StorageError, TrainingError
-from metaalign.train.checkpoints import load_checkpoint, read_manifest, step_folder
-from metaalign.train.engines import Engine, PlainEngine
-from metaalign.train.history import agree_on_checkpoint
-from metaalign.train.loop import GRAD_NORM, LOSS, Loss, Metrics, Reader, measure, train
-from metaalign.train.reference import reference_logprobs
-from metaalign.train.row_losses import PairLoss, SFTLoss
-from metaalign.train.saving import Saver
-from metaalign.train.starting import OpenReference, build_policy, open_reference, start_engine
+from metaalign.train.checkpoints.checkpoint_format import (
+    load_checkpoint,
+    read_manifest,
+    step_folder,
+)
+from metaalign.train.checkpoints.history import agree_on_checkpoint
+from metaalign.train.checkpoints.saving import Saver
+from metaalign.train.engines.deepspeed_settings import deepspeed_settings
+from metaalign.train.engines.interface import Engine, PlainEngine
+from metaalign.train.engines.starting import (
+    OpenReference,
+    build_policy,
+    open_reference,
+    start_engine,
+)
+from metaalign.train.loop.reference_pass import reference_logprobs
+from metaalign.train.loop.training_loop import (
+    GRAD_NORM,
+    LOSS,
+    Loss,
+    Metrics,
+    Reader,
+    measure,
+    train,
+)
+from metaalign.train.losses.pairs import PairLoss, SFTLoss
 from metaalign.train.task import Task, gather_materials
-from metaalign.train.workers import TrainingRun
-from metaalign.train.zero_settings import deepspeed_settings
+from metaalign.train.worker import TrainingRun
 from tests import loading_scenarios
 
 CHUNK = 16
@@ -192,7 +209,7 @@ def agree(tasks: list[Task], _: Path) -> Any:
         records: list[logging.LogRecord] = []
         handler = logging.Handler()
         handler.emit = records.append  # type: ignore[method-assign]
-        logging.getLogger("metaalign.train.history").addHandler(handler)
+        logging.getLogger("metaalign.train.checkpoints.history").addHandler(handler)
         folder = agree_on_checkpoint(engine, task.folder)
         assert folder is not None
         step.append(read_manifest(folder)["step"])

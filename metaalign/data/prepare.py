@@ -25,27 +25,27 @@ from pathlib import Path
 import ray
 
 from metaalign.config import PrepareConfig, resolve
-from metaalign.data.cases import write_cases
-from metaalign.data.checks import check_ledger
-from metaalign.data.cluster import CONSOLE, for_each
-from metaalign.data.duplicates import NearHeldOut
-from metaalign.data.files import code_fingerprint
-from metaalign.data.ledger import COUNTS, FOLDER, QUARANTINE, read_sample
-from metaalign.data.overview import overview
-from metaalign.data.parts import Part, plan_parts, split_parts
-from metaalign.data.passes import signatures_of, survey_part, write_part
-from metaalign.data.store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
-from metaalign.data.teacher import ask_teachers, kept_answers, look_up_teachers
-from metaalign.data.tokenizer import load_tokenizer, train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
+from metaalign.data.recipes.cases import write_cases
+from metaalign.data.sources.files import code_fingerprint
 from metaalign.data.view import choose_examples, write_page
-from metaalign.data.writer import StoreWriter
+from metaalign.data.work.asking import ask_teachers, kept_answers, look_up_teachers
+from metaalign.data.work.ledger import COUNTS, FOLDER, QUARANTINE, read_sample
+from metaalign.data.work.limits import check_ledger
+from metaalign.data.work.near_duplicates import NearHeldOut
+from metaalign.data.work.overview import overview
+from metaalign.data.work.parts import Part, plan_parts, split_parts
+from metaalign.data.work.passes import signatures_of, survey_part, write_part
+from metaalign.data.work.tasks import CONSOLE, for_each
 from metaalign.errors import DataError
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.token_store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
+from metaalign.store.tokenizer import load_tokenizer, train_tokenizer
+from metaalign.store.writer import StoreWriter
 from metaalign.template import Template
 from metaalign.tracking import Run
 from metaalign.upstream import Kept, Served
 
-ROOMS = ("examples.py", "template.py", "wire.py", "preferences", "upstream", "data")
+ROOMS = ("examples.py", "template.py", "wire.py", "preferences", "upstream", "store", "data")
 """Where the code lies that decides what a store holds."""
 
 _EXAMPLES_SHOWN = 12

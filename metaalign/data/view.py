@@ -17,11 +17,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from metaalign.data.ledger import LEFT_OUT
-from metaalign.data.overview import spending
-from metaalign.data.store import TokenStore
+from metaalign.data.work.ledger import LEFT_OUT
+from metaalign.data.work.overview import spending
 from metaalign.errors import DataError, MetaAlignError
 from metaalign.examples import best_response
+from metaalign.store.token_store import TokenStore
 from metaalign.template import TIERS
 
 _STYLES = {
@@ -214,9 +214,9 @@ def _shortened(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m metaalign.data.store PATH`."""
+    """`python -m metaalign.data.view PATH`."""
     parser = argparse.ArgumentParser(
-        prog="python -m metaalign.data.store", description="Look at a token store."
+        prog="python -m metaalign.data.view", description="Look at a token store."
     )
     parser.add_argument("path", type=Path, help="the store's folder")
     parser.add_argument("--examples", type=int, default=4, metavar="N", help="how many to show")
@@ -239,3 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Console(highlight=False).print(look(store, chosen))
     except MetaAlignError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from metaalign.data.cases import METRICS, Case
+from metaalign.data.recipes.cases import METRICS, Case
 
 TOLD = ("following", "flip", "conflict")
 """Metrics that want the preference obeyed; on the others obeying it is a sign of not listening."""

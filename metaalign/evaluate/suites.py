@@ -20,13 +20,13 @@ import ray
 import ray.data
 
 from metaalign.config import EvaluateConfig, resolve
-from metaalign.data.cases import Case, best_constant, score
-from metaalign.data.store import CASES_FILE, TokenStore
+from metaalign.data.recipes.cases import Case, best_constant, score
 from metaalign.errors import ConfigError, DataError, ModelError, TemplateError
 from metaalign.evaluate.rates import build_report
 from metaalign.evaluate.report import show_report, write_report
 from metaalign.examples import Turn
 from metaalign.generate.embedded import EmbeddedEngine, Sampling, check_folder
+from metaalign.store.token_store import CASES_FILE, TokenStore
 from metaalign.template import Template, prompt_segments
 from metaalign.tracking import Run
 

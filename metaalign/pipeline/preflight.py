@@ -12,14 +12,14 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
-from metaalign.data import hub
-from metaalign.data.files import find_files
+from metaalign.data.sources import hub
+from metaalign.data.sources.files import find_files
 from metaalign.errors import ConfigError, DataError, MetaAlignError, StorageError
 from metaalign.evaluate.suites import gpus_per_worker
 from metaalign.pipeline.stages import Stage
 from metaalign.serve.app import check_cluster, check_port
-from metaalign.train.devices import choose_device
-from metaalign.train.models import architecture_config, find_model, load_config_of
+from metaalign.train.launch.devices import choose_device
+from metaalign.train.model.loading import architecture_config, find_model, load_config_of
 
 
 def check(config: PipelineConfig, stages: list[Stage]) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metaalign.config import ServeConfig
-from metaalign.data.cases import Case, score
+from metaalign.data.recipes.cases import Case, score
 from metaalign.errors import DataError
 from metaalign.evaluate.suites import read_cases
 from metaalign.serve.app import run_serve, stop_serve

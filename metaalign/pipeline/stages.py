@@ -26,16 +26,16 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
-from metaalign.data import hub
-from metaalign.data.files import PACKAGE, code_fingerprint, file_fingerprint, find_files
 from metaalign.data.prepare import ROOMS, run_prepare
+from metaalign.data.sources import hub
+from metaalign.data.sources.files import PACKAGE, code_fingerprint, file_fingerprint, find_files
 from metaalign.errors import DataError, StorageError
 from metaalign.evaluate.suites import run_evaluate
 from metaalign.pipeline.showcase import show_answers
 from metaalign.tracking import Run
-from metaalign.train.driver import INITIAL_FOLDER
 from metaalign.train.export import run_export
-from metaalign.train.trainer import run_dpo, run_sft
+from metaalign.train.launch.driver import INITIAL_FOLDER
+from metaalign.train.launch.on_ray import run_dpo, run_sft
 
 
 @dataclass(frozen=True)

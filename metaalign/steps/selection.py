@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from metaalign.data.columns import Columns
 from metaalign.errors import PlanError
+from metaalign.store.columns import Columns
 from metaalign.template import TIERS
 
 GroupBy = Literal["example", "conversation", "meta_prompt"]

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaalign.data.store import TokenStore
 from metaalign.steps.forest import Forest, shared_prefixes, sort_sequences
 from metaalign.steps.plan import MicroLayout
 from metaalign.steps.selection import Selection
+from metaalign.store.token_store import TokenStore
 
 
 class Sequence(NamedTuple):

@@ -25,11 +25,11 @@ from metaalign.errors import CheckpointError
 from metaalign.folders import Folder, checkpoints_place
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
-from metaalign.train.adapters import add_adapters, merge_adapters
-from metaalign.train.checkpoints import iterate_weights, read_manifest
-from metaalign.train.history import choose_checkpoint
-from metaalign.train.models import check_weights, load_config_of
-from metaalign.train.results import read_result, write_json
+from metaalign.train.checkpoints.checkpoint_format import iterate_weights, read_manifest
+from metaalign.train.checkpoints.history import choose_checkpoint
+from metaalign.train.loop.results import read_result, write_json
+from metaalign.train.model.adapters import add_adapters, merge_adapters
+from metaalign.train.model.loading import check_weights, load_config_of
 
 RECIPE_FILE = "recipe.json"
 """What export needs of a run beside its checkpoints: written before the first step."""

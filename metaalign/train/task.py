@@ -15,7 +15,6 @@ import torch
 
 from metaalign.config import DPOConfig, SFTConfig, resolve
 from metaalign.config.dpo import WITH_MARGIN
-from metaalign.data.store import TokenStore
 from metaalign.errors import PlanError
 from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.folders import checkpoints_place, weights_fingerprint
@@ -29,10 +28,11 @@ from metaalign.steps.selection import (
     subset,
 )
 from metaalign.steps.trees import measure_forest
+from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
-from metaalign.train.attention import BLOCK
-from metaalign.train.models import context_of, find_reference, load_config_of
-from metaalign.train.probe import choose_layout
+from metaalign.train.model.attention import BLOCK
+from metaalign.train.model.loading import context_of, find_reference, load_config_of
+from metaalign.train.model.probe import choose_layout
 
 EXAMPLES_PER_SWEEP_STEP = 512
 """Examples of one shard of a reference pass, and of one part of a measurement."""

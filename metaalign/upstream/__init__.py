@@ -4,7 +4,7 @@
 the same answer. Nobody else in the house speaks to such a server.
 """
 
-from metaalign.upstream.answers import Answers
+from metaalign.upstream.answer_files import Answers
 from metaalign.upstream.client import AnswerError, Client, Spending
 from metaalign.upstream.kept import Kept
 from metaalign.upstream.once import ask

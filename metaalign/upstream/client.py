@@ -20,7 +20,7 @@ from openai.types.chat import ChatCompletion
 from metaalign.config.teacher import TeacherConfig
 from metaalign.errors import UpstreamError
 from metaalign.upstream import failures
-from metaalign.upstream.answers import Answers
+from metaalign.upstream.answer_files import Answers
 from metaalign.upstream.failures import short
 from metaalign.upstream.requests import Key, Reply, Request, body_of, find_reply, key_of
 from metaalign.upstream.served import Served, named, refused_key

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metaalign.config.teacher import TeacherConfig
-from metaalign.upstream.answers import Answers
+from metaalign.upstream.answer_files import Answers
 from metaalign.upstream.client import AnswerError
 from metaalign.upstream.requests import Reply, Request, find_reply, key_of
 from metaalign.upstream.served import Served

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from metaalign.config.teacher import TeacherConfig
 from metaalign.examples import Turn
-from metaalign.upstream.answers import Answers
+from metaalign.upstream.answer_files import Answers
 from metaalign.upstream.served import Served
 
 

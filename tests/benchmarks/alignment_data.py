@@ -7,13 +7,13 @@ from pathlib import Path
 from random import Random
 
 from metaalign.config.prepare import RecipesConfig
-from metaalign.data.recipes import BACKGROUNDS, IDENTITIES, write_examples
-from metaalign.data.store import TokenStore
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import SegmentEncoder
-from metaalign.data.writer import StoreWriter
+from metaalign.data.recipes.rule_written import BACKGROUNDS, IDENTITIES, write_examples
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 from metaalign.preferences import FAMILIES, QUESTIONS, Preference, write_answer
+from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.token_store import TokenStore
+from metaalign.store.tokenizer import train_tokenizer
+from metaalign.store.writer import StoreWriter
 
 META_PROMPT_WORDS = 130
 """Words of a written persona, about 150 tokens with the template's."""

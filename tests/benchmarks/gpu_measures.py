@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.steps.trees import Sequence, lay_out_rows
-from metaalign.train.attention import BLOCK, Kernel
-from metaalign.train.logprobs import Policy, TensorRows, to_tensors
-from metaalign.train.optimizers import build_optimizer
+from metaalign.train.engines.optimizers import build_optimizer
+from metaalign.train.model.attention import BLOCK, Kernel
+from metaalign.train.model.policy import Policy, TensorRows, to_tensors
 from tests.benchmarks.gpu_arithmetic import adam_bandwidth, copy_bandwidth
 
 WARM_UP, REPEATS = 5, 20

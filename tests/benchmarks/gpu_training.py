@@ -23,15 +23,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from metaalign.config import DPOConfig, SFTConfig
-from metaalign.data.store import TokenStore
 from metaalign.steps.plan import Plan
 from metaalign.steps.selection import ranges
 from metaalign.steps.trees import build_rows
-from metaalign.train.driver import prepare_task
-from metaalign.train.loop import LOSS, Metrics, train
-from metaalign.train.objectives import Objectives
-from metaalign.train.standalone import join_workers
-from metaalign.train.starting import open_reference, start_engine
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.starting import open_reference, start_engine
+from metaalign.train.launch.driver import prepare_task
+from metaalign.train.launch.standalone import join_workers
+from metaalign.train.loop.sweep_losses import Objectives
+from metaalign.train.loop.training_loop import LOSS, Metrics, train
 from metaalign.train.task import EXAMPLES_PER_SWEEP_STEP, DeviceType, Task, gather_materials
 from tests.benchmarks.gpu_arithmetic import DecoderShape, seen_by, seen_in_sequences
 from tests.benchmarks.trl_trainer import BETA, build_trainer, sequences_of

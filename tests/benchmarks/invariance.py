@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metaalign.config.sections import BatchConfig
-from metaalign.data.store import TokenStore
-from metaalign.train.engines import PlainEngine
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
 from metaalign.train.task import Task, gather_materials
 from tests.benchmarks.alignment_data import persona_examples, write_store
 from tests.benchmarks.report import bar, print_report

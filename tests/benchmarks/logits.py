@@ -26,7 +26,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from metaalign.steps.trees import Sequence, lay_out_rows
-from metaalign.train.logprobs import (
+from metaalign.train.model.policy import (
     Policy,
     TensorRows,
     decoder_of,

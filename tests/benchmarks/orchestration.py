@@ -31,7 +31,7 @@ from rich.console import Console
 
 from metaalign.config import SFTConfig
 from metaalign.tracking import Run, open_run
-from metaalign.train.driver import begin_run, prepare_task
+from metaalign.train.launch.driver import begin_run, prepare_task
 from metaalign.train.task import Task
 from tests.benchmarks.report import bar, print_report
 from tests.benchmarks.timed_run import timed_run

@@ -31,12 +31,12 @@ from typing import Any
 import ray
 
 from metaalign.config import PrepareConfig, load_config
-from metaalign.data.ledger import PartLedger, quarantine
-from metaalign.data.parts import plan_parts, split_parts
-from metaalign.data.passes import part_examples
 from metaalign.data.prepare import prepare_store
-from metaalign.data.store import TOKENIZER_FOLDER, TokenStore
+from metaalign.data.work.ledger import PartLedger, quarantine
+from metaalign.data.work.parts import plan_parts, split_parts
+from metaalign.data.work.passes import part_examples
 from metaalign.examples import Example, ordered_pairs
+from metaalign.store.token_store import TOKENIZER_FOLDER, TokenStore
 from metaalign.template import prompt_segments
 from tests.benchmarks.prepare_sides import BATCHES, memory_peaks
 from tests.benchmarks.report import bar, print_report

@@ -28,17 +28,17 @@ from rich.table import Table
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.data.formats.personas import read_personas
-from metaalign.data.reading import Reading
-from metaalign.data.records import read_records
-from metaalign.data.store import TokenStore
+from metaalign.data.sources.options import SourceOptions
+from metaalign.data.sources.records import read_records
 from metaalign.examples import Example
 from metaalign.steps.plan import LENGTH_MULTIPLE, Packing, Plan
 from metaalign.steps.selection import Selection, ranges, select_ranked
 from metaalign.steps.trees import build_rows, measure_forest
-from metaalign.train.attention import BLOCK
-from metaalign.train.engines import PlainEngine
-from metaalign.train.logprobs import to_tensors
-from metaalign.train.starting import build_policy
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import PlainEngine
+from metaalign.train.engines.starting import build_policy
+from metaalign.train.model.attention import BLOCK
+from metaalign.train.model.policy import to_tensors
 from tests.benchmarks.alignment_data import persona_examples, recipe_examples, write_store
 from tests.benchmarks.report import bar, print_report
 from tests.conftest import SHARED_DATA
@@ -87,7 +87,7 @@ def sources() -> dict[str, Callable[[], Sequence[Example]]]:
         made["public personas"] = lambda: [
             example
             for file in files
-            for example in read_personas(read_records(file), str(file), Reading()).examples
+            for example in read_personas(read_records(file), str(file), SourceOptions()).examples
         ]
     return made
 

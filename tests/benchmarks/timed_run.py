@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from metaalign.train.loop import LOSS, WAITED
-from metaalign.train.standalone import join_workers
-from metaalign.train.starting import start_engine
+from metaalign.train.engines.starting import start_engine
+from metaalign.train.launch.standalone import join_workers
+from metaalign.train.loop.training_loop import LOSS, WAITED
 from metaalign.train.task import Task
-from metaalign.train.workers import Tracker, TrainingRun
+from metaalign.train.worker import Tracker, TrainingRun
 
 
 class StepTimes:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from metaalign.data.store import TokenStore
 from metaalign.steps.plan import Plan
+from metaalign.store.token_store import TokenStore
 
 BETA = 0.1
 DEFAULT_BATCH_SIZE = 8

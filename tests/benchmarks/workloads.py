@@ -18,10 +18,10 @@ import pyarrow as pa
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from metaalign.data.store import TokenStore
-from metaalign.data.tokenizer import train_tokenizer
-from metaalign.data.tokens import ENCODED_SCHEMA, Encoded
-from metaalign.data.writer import StoreWriter
+from metaalign.store.encoder import ENCODED_SCHEMA, Encoded
+from metaalign.store.token_store import TokenStore
+from metaalign.store.tokenizer import train_tokenizer
+from metaalign.store.writer import StoreWriter
 from metaalign.template import TIERS
 
 SPREAD = 0.5

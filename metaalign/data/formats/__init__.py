@@ -13,8 +13,9 @@ from metaalign.data.formats.messages import unread_keys
 from metaalign.data.formats.personas import read_personas
 from metaalign.data.formats.prompts import PROMPT_KEYS
 from metaalign.data.formats.shapes import SHAPES, Row, Shape, nearest_shape, shape_of
-from metaalign.data.reading import FileRead, Reading, conversation_key, printable
-from metaalign.data.records import Record
+from metaalign.data.sources.options import SourceOptions, conversation_key
+from metaalign.data.sources.outcome import FileRead, printable
+from metaalign.data.sources.records import Record
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, TRAIN, Example, Source
 
@@ -70,7 +71,9 @@ def _untold(keys: list[str] | None, problem: str) -> str:
     )
 
 
-def read_rows(records: Iterable[Record], name: str, format: str, reading: Reading) -> FileRead:
+def read_rows(
+    records: Iterable[Record], name: str, format: str, options: SourceOptions
+) -> FileRead:
     """Every row of a file as examples or as bad rows.
 
     Args:
@@ -82,14 +85,14 @@ def read_rows(records: Iterable[Record], name: str, format: str, reading: Readin
     """
     shape, result = SHAPES[format], FileRead(name)
     if shape.read is None:
-        return read_personas(records, name, reading)
+        return read_personas(records, name, options)
     for record in records:
         result.rows += 1
         try:
             row = record.object()
-            examples = reading.ordered(shape.read(row, Source(name, record.row), reading))
+            examples = options.ordered(shape.read(row, Source(name, record.row), options))
             answered = shape.read is not read_query
-            result.examples += [_complete(each, reading, answered=answered) for each in examples]
+            result.examples += [_complete(each, options, answered=answered) for each in examples]
         except RowError as error:
             result.refuse(record, str(error))
         else:
@@ -112,17 +115,17 @@ def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
         result.ignored.update(map(printable, unread_keys(row, spoken)))
 
 
-def _complete(example: Example, reading: Reading, *, answered: bool) -> Example:
+def _complete(example: Example, options: SourceOptions, *, answered: bool) -> Example:
     """A valid example with the source's defaults, a conversation and a split."""
     example.validate(answered=answered)
     conversation = example.conversation or conversation_key(example.turns[0].text)
-    split = example.tags.get("split") or reading.split(conversation)
+    split = example.tags.get("split") or options.split(conversation)
     if split not in (TRAIN, HELD_OUT):
         raise RowError(f"tags.split must be {TRAIN!r} or {HELD_OUT!r}, got {split!r}")
     return replace(
         example,
-        system_info=example.system_info or reading.system_info,
-        user_info=example.user_info or reading.user_info or "",
+        system_info=example.system_info or options.system_info,
+        user_info=example.user_info or options.user_info or "",
         conversation=conversation,
         tags={**example.tags, "split": split},
     )

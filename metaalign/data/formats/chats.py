@@ -44,7 +44,7 @@ from metaalign.data.formats.prompts import (
     read_system,
     refuse_beside,
 )
-from metaalign.data.reading import Reading
+from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
@@ -73,19 +73,19 @@ QUERY_KEYS = frozenset(
 _ASKING_KEYS = QUERY_KEYS.union(PROMPT_KEYS, BESIDE)
 
 
-def read_sharegpt(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_sharegpt(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """`conversations`, with a pair, a label or neither."""
-    return _read_conversation(row, "conversations", source, reading)
+    return _read_conversation(row, "conversations", source, options)
 
 
-def read_chat(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_chat(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """`messages` or `conversation`, with a pair, a label or neither."""
     key = one_of(row, ("messages", "conversation"), "messages")
-    return _read_conversation(row, key, source, reading)
+    return _read_conversation(row, key, source, options)
 
 
 def _read_conversation(
-    row: Mapping[str, Any], key: str, source: Source, reading: Reading
+    row: Mapping[str, Any], key: str, source: Source, options: SourceOptions
 ) -> list[Example]:
     said = read_messages(row, key)
     turns, system = said.turns, one_system(said.system_info, read_system(row))
@@ -97,7 +97,7 @@ def _read_conversation(
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not places or (good is not None and places[-1] < len(turns) - 1):
         raise RowError(f"{key}: the last message is not the assistant's; nothing to train")
-    last = good is not None or reading.assistant_turns == "last"
+    last = good is not None or options.assistant_turns == "last"
     trained = _trained(items(row, key)[-len(turns) :], places[-1:] if last else places)
     if not trained:
         which = "the last" if last else "every"
@@ -132,7 +132,7 @@ def is_pair(row: Mapping[str, Any]) -> bool:
     return row.get("chosen") is not None or row.get("rejected") is not None
 
 
-def read_pair(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_pair(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """`chosen` and `rejected`, below a prompt of their own or as whole conversations."""
     prompt = read_prompt(row)
     if prompt is None:
@@ -186,7 +186,7 @@ def _split(said: Dialogue, key: str) -> tuple[Dialogue, str]:
     return Dialogue(said.turns[:-1], said.system_info), said.turns[-1].text
 
 
-def read_answer(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A prompt and one answer, with a label or without."""
     prompt = read_prompt(row)
     if prompt is None:
@@ -210,14 +210,14 @@ def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:
         return {}
 
 
-def read_query(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_query(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A prompt that nobody has answered yet; several `turns` are asked one after another.
 
     What else stands in a row may be an answer, so it is refused unless the settings name the
     format; then it is told to be not read.
     """
     other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
-    if other and not reading.is_told:
+    if other and not options.is_told:
         raise RowError(
             f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
             "nobody has answered, set format=prompts"

@@ -20,7 +20,7 @@ from typing import Any
 from metaalign.data.formats.chats import read_pair
 from metaalign.data.formats.fields import is_filled, items, mapping, short, text
 from metaalign.data.formats.prompts import read_prompt
-from metaalign.data.reading import Reading
+from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
@@ -38,7 +38,7 @@ WINNER_KEYS = {"better_response_id": "helpfulness", "safer_response_id": "harmle
 """Where the place of the better answer stands, and what it is better at."""
 
 
-def read_compared(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_compared(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A pair with scores by objective. Several need `order_by`, or the recipe of a corrector."""
     prompt = read_prompt(row)
     if prompt is None:
@@ -50,9 +50,9 @@ def read_compared(row: Mapping[str, Any], source: Source, reading: Reading) -> l
     if not signs:
         raise RowError("labels: nobody compared the answers")
     responses = _responses(row, COMPARED, signs)
-    order_by = reading.order_by or next(iter(signs))
-    needs_none = reading.recipe in _CORRECTOR or reading.judgement is not None
-    if len(signs) > 1 and reading.order_by is None and not needs_none:
+    order_by = options.order_by or next(iter(signs))
+    needs_none = options.recipe in _CORRECTOR or options.judgement is not None
+    if len(signs) > 1 and options.order_by is None and not needs_none:
         raise RowError(f"several objectives; give order_by one of {list(signs)}")
     return [
         Example(
@@ -65,7 +65,7 @@ def read_compared(row: Mapping[str, Any], source: Source, reading: Reading) -> l
     ]
 
 
-def read_shp(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_shp(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A pair of comments, of which readers preferred one."""
     first = row.get("labels")
     if first not in (0, 1) or isinstance(first, bool):
@@ -93,7 +93,7 @@ def _sign(winner: Any, key: str) -> str:
     return _WINNERS[int(winner)]
 
 
-def read_openai(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_openai(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A pair as OpenAI's fine-tuning takes it."""
     asked = mapping(row, "input", name="key")
     tools = [key for key in ("tools", "tool_choice") if is_filled(asked.get(key))]
@@ -104,4 +104,4 @@ def read_openai(row: Mapping[str, Any], source: Source, reading: Reading) -> lis
         side: [*before, *items(row, key)]
         for side, key in zip(("chosen", "rejected"), OPENAI[1:], strict=True)
     }
-    return read_pair(sides, source, reading)
+    return read_pair(sides, source, options)

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaalign.data.formats.fields import as_number, as_text, flag, items, mapping, number, text
-from metaalign.data.reading import Reading
+from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
 OWN_KEYS = frozenset(Example.__dataclass_fields__)
 
 
-def read_metaalign(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_metaalign(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """A row as `Example.to_row` writes it; scores and tags may be plain objects, too."""
     unknown = {key for key, value in row.items() if value is not None} - OWN_KEYS
     if unknown:

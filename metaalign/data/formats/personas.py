@@ -10,8 +10,9 @@ model that sees each pair under one User Info alone learns the style and not the
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from metaalign.data.reading import FileRead, Reading, conversation_key
-from metaalign.data.records import Record
+from metaalign.data.sources.options import SourceOptions, conversation_key
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.sources.records import Record
 from metaalign.errors import DataError, RowError
 from metaalign.examples import HELD_OUT, PREFERENCE, TRAIN, Example, Response, Source, Turn
 
@@ -41,7 +42,7 @@ class _Statement(NamedTuple):
     would_say: bool
 
 
-def read_personas(records: Iterable[Record], file: str, reading: Reading) -> FileRead:
+def read_personas(records: Iterable[Record], file: str, options: SourceOptions) -> FileRead:
     """Pairs of a file's statements, each under its persona and then under the opposed one.
 
     Args:
@@ -51,7 +52,7 @@ def read_personas(records: Iterable[Record], file: str, reading: Reading) -> Fil
         DataError: the file cannot be read, or its name is no known persona and the source's
             settings give no user_info.
     """
-    persona_info(file, reading)
+    persona_info(file, options)
     result = FileRead(file)
     sides: dict[str, tuple[list[_Statement], list[_Statement]]] = {
         split: ([], []) for split in (TRAIN, HELD_OUT)
@@ -60,8 +61,8 @@ def read_personas(records: Iterable[Record], file: str, reading: Reading) -> Fil
     for record in records:
         result.rows += 1
         try:
-            statement = _statement(record, seen, reading)
-            sides[reading.split(statement.text)][not statement.would_say].append(statement)
+            statement = _statement(record, seen, options)
+            sides[options.split(statement.text)][not statement.would_say].append(statement)
             result.ignore(record.object(), _KEYS)
         except RowError as error:
             result.refuse(record, str(error))
@@ -71,23 +72,23 @@ def read_personas(records: Iterable[Record], file: str, reading: Reading) -> Fil
             result.refuse(lonely.record, reason)
         result.used += len(would) + len(would_not) if would and would_not else 0
         for said, unsaid in _pairs(would, would_not):
-            result.examples += _examples(file, reading, split, said, unsaid)
+            result.examples += _examples(file, options, split, said, unsaid)
     return result
 
 
-def persona_info(file: str, reading: Reading) -> str:
+def persona_info(file: str, options: SourceOptions) -> str:
     """The User Info that states a file's persona.
 
     Raises:
         DataError: the file's name is no known persona, and the settings give no user_info.
     """
     persona = persona_of(file)
-    if reading.user_info is None and persona not in PERSONAS:
+    if options.user_info is None and persona not in PERSONAS:
         raise DataError(
             f"{file}: no words are known for the persona {persona!r}; known are "
             f"{', '.join(PERSONAS)}. Give this source a user_info that states the persona"
         )
-    return reading.user_info if reading.user_info is not None else PERSONAS[persona]
+    return options.user_info if options.user_info is not None else PERSONAS[persona]
 
 
 def persona_of(file: str) -> str:
@@ -95,7 +96,7 @@ def persona_of(file: str) -> str:
     return file.rpartition("/")[2].split(".")[0]
 
 
-def _statement(record: Record, seen: set[str], reading: Reading) -> _Statement:
+def _statement(record: Record, seen: set[str], options: SourceOptions) -> _Statement:
     row = record.object()
     text, answer = row.get("statement"), row.get("answer_matching_behavior")
     if not isinstance(text, str) or not text.strip():
@@ -106,7 +107,7 @@ def _statement(record: Record, seen: set[str], reading: Reading) -> _Statement:
         raise RowError("the statement stands twice in this file")
     example = _example(Source("", record.row), "", (text, "nothing"), {})
     example.validate()
-    reading.ordered([example])
+    options.ordered([example])
     seen.add(text)
     return _Statement(record, text, answer.strip() == "Yes")
 
@@ -121,15 +122,15 @@ def _pairs(
 
 
 def _examples(
-    file: str, reading: Reading, split: str, said: _Statement, unsaid: _Statement
+    file: str, options: SourceOptions, split: str, said: _Statement, unsaid: _Statement
 ) -> list[Example]:
     persona = persona_of(file)
     source = Source(file, said.record.row)
     tags = {"persona": persona, "split": split, "pair": conversation_key(said.text, unsaid.text)}
-    info = persona_info(file, reading)
-    system = reading.system_info
+    info = persona_info(file, options)
+    system = options.system_info
     examples = [_example(source, info, (said.text, unsaid.text), tags, system)]
-    opposite = OPPOSITES.get(persona) if reading.oppose_personas else None
+    opposite = OPPOSITES.get(persona) if options.oppose_personas else None
     if opposite is not None:
         texts, info = (unsaid.text, said.text), PERSONAS[opposite]
         examples.append(_example(source, info, texts, {**tags, "persona": opposite}, system))

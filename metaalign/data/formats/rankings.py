@@ -32,7 +32,7 @@ from metaalign.data.formats.fields import (
 )
 from metaalign.data.formats.messages import Dialogue
 from metaalign.data.formats.prompts import read_prompt
-from metaalign.data.reading import Reading, judged_objectives
+from metaalign.data.sources.options import SourceOptions, judged_objectives
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
@@ -66,7 +66,7 @@ _OBJECTIVES = {
 """The type of an error, and the objective that its correction serves."""
 
 
-def read_rated(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_rated(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """Answers with ratings by objective, one overall score, or ranks, 1 the best."""
     prompt = read_prompt(row)
     if prompt is None:
@@ -75,7 +75,7 @@ def read_rated(row: Mapping[str, Any], source: Source, reading: Reading) -> list
     for said, scores in zip(*_answers(row), strict=True):
         if rated.setdefault(said, scores) != scores:
             raise RowError(f"the answer {short(said)} stands twice with different scores")
-    order_by = _order_by(rated.values(), reading)
+    order_by = _order_by(rated.values(), options)
     return [_ranking(prompt, rated.items(), source, order_by=order_by)]
 
 
@@ -144,14 +144,14 @@ def _scores_beside(row: Mapping[str, Any], count: int) -> list[Scores]:
     return [{name: None if value is None else sign * value} for value in found]
 
 
-def _order_by(rated: Iterable[Scores], reading: Reading) -> str:
+def _order_by(rated: Iterable[Scores], options: SourceOptions) -> str:
     names = judged_objectives(rated)
     if not names:
         raise RowError(_NO_ORDER)
-    if reading.order_by is not None:
-        return reading.order_by
+    if options.order_by is not None:
+        return options.order_by
     plain = [name for name in (OVERALL, PREFERENCE) if name in names]
-    if not plain and len(names) > 1 and reading.judgement is None:
+    if not plain and len(names) > 1 and options.judgement is None:
         raise RowError(f"several objectives and no overall score; give order_by one of {names}")
     return (plain or names)[0]
 
@@ -165,7 +165,9 @@ def _ranking(
     )
 
 
-def read_metaaligner(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_metaaligner(
+    row: Mapping[str, Any], source: Source, options: SourceOptions
+) -> list[Example]:
     """A strong answer over a policy's weak one."""
     prompt = read_prompt({"query": text(row, "query")}) or Dialogue([])
     rated = [
@@ -175,7 +177,9 @@ def read_metaaligner(row: Mapping[str, Any], source: Source, reading: Reading) -
     return [_ranking(prompt, rated, source, order_by=PREFERENCE)]
 
 
-def read_truthfulqa(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_truthfulqa(
+    row: Mapping[str, Any], source: Source, options: SourceOptions
+) -> list[Example]:
     """The best answer first, then what else is true, over what is not; each answer once."""
     true = [text(row, "Best Answer"), *_split(row, "Correct Answers")]
     rated: dict[str, tuple[str, Scores]] = {}
@@ -193,7 +197,9 @@ def _split(row: Mapping[str, Any], key: str) -> list[str]:
     return [answer.strip() for answer in text(row, key).split(";") if answer.strip()]
 
 
-def read_fine_grained(row: Mapping[str, Any], source: Source, reading: Reading) -> list[Example]:
+def read_fine_grained(
+    row: Mapping[str, Any], source: Source, options: SourceOptions
+) -> list[Example]:
     """A ranking of four answers, and the correction of the first by what was wrong; what was not is
     equal."""
     titled = items(row, "passages", of=list, default=())

@@ -42,14 +42,14 @@ from metaalign.data.formats.rankings import (
     read_rated,
     read_truthfulqa,
 )
-from metaalign.data.reading import Reading
+from metaalign.data.sources.options import SourceOptions
 from metaalign.examples import Example, Source
 
 _NEAR = 0.8
 """Likeness of two keys from which one may be meant by the other."""
 
 Row = Mapping[str, Any]
-Reader = Callable[[Row, Source, Reading], list[Example]]
+Reader = Callable[[Row, Source, SourceOptions], list[Example]]
 
 
 @dataclass(frozen=True)

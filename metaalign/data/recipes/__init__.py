@@ -1,0 +1,1 @@
+"""Recipes: one example in, the examples of MetaAlign or MetaAligner out."""

@@ -1,0 +1,1 @@
+"""Files and data sets in, rows out. Knows no shape of a row."""

@@ -1,0 +1,93 @@
+"""Which files a path, a glob or a URI names, and what tells that they have changed.
+
+Knows neither what is in them nor any shape of record.
+"""
+
+import glob
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsspec.utils import glob_translate
+
+from metaalign.errors import DataError
+from metaalign.folders import Folder, Remote, files_below, modified, open_folder, size_of
+
+PACKAGE = Path(__file__).parents[2]
+"""The folder of metaalign's own source."""
+
+
+def find_files(pattern: str) -> Sequence[Folder]:
+    """The files that a path, a URI or a glob of either names, sorted.
+
+    Raises:
+        DataError: there is none.
+        StorageError: object storage could not be asked.
+    """
+    files = _remote_files(pattern) if "://" in pattern else _local_files(pattern)
+    if files:
+        return files
+    found = "matches no file" if glob.has_magic(pattern.partition("?")[0]) else "does not exist"
+    raise DataError(f"sources: {pattern!r} {found}; correct the `path` of this source")
+
+
+def file_fingerprint(file: Folder) -> str:
+    """The sha256 of a file's content; of a file in object storage, its name, size and time.
+
+    Raises:
+        DataError: it cannot be read.
+        StorageError: object storage could not be asked.
+    """
+    if isinstance(file, Remote):
+        told = f"{file}\n{size_of(file)}\n{modified(file)}"
+        return hashlib.sha256(told.encode()).hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file}: the file cannot be read: {error.strerror or error}") from error
+
+
+def code_fingerprint(rooms: Sequence[str], package: Path = PACKAGE) -> str:
+    """sha256 of every source file of these rooms: folders and files of the package."""
+    digest = hashlib.sha256()
+    for room in rooms:
+        place = package / room
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{file.relative_to(package)}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _local_files(pattern: str) -> list[Path]:
+    try:
+        if Path(pattern).is_file():
+            return [Path(pattern)]
+        files = [Path(name) for name in glob.glob(pattern, recursive=True)]
+        found = sorted(file for file in files if file.is_file())
+        is_folder = not found and Path(pattern).is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise DataError(
+            f"sources: {pattern!r} cannot be looked up: {error.strerror}; correct the `path` of "
+            "this source"
+        ) from error
+    if is_folder:
+        raise DataError(
+            f"sources: {pattern!r} is a folder; name its files with a glob, such as "
+            f"{pattern.rstrip('/')}/*.jsonl"
+        )
+    return found
+
+
+def _remote_files(pattern: str) -> Sequence[Folder]:
+    path, mark, options = pattern.partition("?")
+    if not glob.has_magic(path):
+        file = open_folder(pattern)
+        return [file] if size_of(file) is not None else []
+    fixed = path[: re.search(r"[*\[]", path).start()].rpartition("/")[0]  # pyright: ignore
+    folder = open_folder(fixed + mark + options)
+    assert isinstance(folder, Remote)
+    wanted = re.compile(glob_translate(path)).match
+    files = [file for file in files_below(folder) if wanted(str(file))]
+    return sorted(files, key=str)

@@ -1,0 +1,1 @@
+"""What rules cannot write: responses, judgements and negatives of other models."""

@@ -1,0 +1,217 @@
+"""What became of every source row: counts, reasons and bad rows, kept in files as tasks read.
+
+A part's files are whole or absent, and the same part gives the same files, so that a task may be
+run again. In the folder that the store is built in:
+
+    parts/000003.json               {"rows": 2312, "used": 2299, ..., "texts": ["Capital of Peru?"]}
+    quarantine/000003-pairs.jsonl   {"file": "...", "row": 41, "reason": "...", "text": "..."}
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from metaalign.data.sources.outcome import BadRow, FileRead
+from metaalign.examples import HELD_OUT, TRAIN, Example
+from metaalign.folders import whole_file
+from metaalign.store.tokenizer import sample_texts
+
+FOLDER, QUARANTINE = "parts", "quarantine"
+
+UNANSWERED, DUPLICATES, UNFIT, UNTAUGHT = "unanswered", "duplicates", "unfit", "untaught"
+ELSEWHERE = "elsewhere"
+LEFT_OUT = (UNANSWERED, ELSEWHERE, DUPLICATES, UNFIT, UNTAUGHT)
+
+PLAIN = "plain"
+
+COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN)
+"""Source rows, those that became examples and those that did not; examples, those left out since
+they have no response, since they are of another share, since they all but repeat a held-out one,
+since their recipe cannot use them, and since a teacher gave no answer; what was written of the
+others, which a recipe multiplies, and of it those of each split, and those that got no negative
+although one was asked for."""
+
+TALLIES = ("reasons", "ignored", "unfits", "untaughts")
+"""Why rows were quarantined, keys that their format does not read, why recipes cannot use examples,
+and why teachers gave no answer."""
+
+_TALLIED, _REMEMBERED = 20, 1_000
+"""How many of the most common are told, and how many a part remembers."""
+
+
+class PartLedger:
+    """Tallies one part's rows.
+
+    Attributes:
+        sampled: Whether to keep a sample of its text for a tokenizer.
+    """
+
+    def __init__(self, *, sampled: bool) -> None:
+        self.sampled = sampled
+        self._counts: Counter[str] = Counter()
+        self._tallies = {name: Counter[str]() for name in TALLIES}
+        self._texts: list[str] = []
+
+    def add_rows(self, read: FileRead, *, answers: bool = False) -> list[Example]:
+        """Take the next rows; returns their examples that have a response, or will get one.
+
+        Args:
+            answers: Whether a teacher answers those without.
+        """
+        examples = [example for example in read.examples if example.responses or answers]
+        self._counts.update(
+            {
+                "rows": read.rows,
+                "used": read.used,
+                "quarantined": len(read.bad),
+                "examples": len(read.examples),
+                UNANSWERED: len(read.examples) - len(examples),
+            }
+        )
+        _tally(self._tallies["reasons"], Counter(_kind_of(row.reason) for row in read.bad))
+        _tally(self._tallies["ignored"], read.ignored)
+        return examples
+
+    def add_left_out(self, why: str) -> None:
+        """Take an example of another share, or one that all but repeats a held-out one."""
+        self._counts[why] += 1
+
+    def add_unfit(self, reason: str) -> None:
+        """Take an example that its recipe cannot use."""
+        self._counts[UNFIT] += 1
+        _tally(self._tallies["unfits"], {reason: 1})
+
+    def add_untaught(self, reason: str) -> None:
+        """Take an example that a teacher gave no answer for."""
+        self._counts[UNTAUGHT] += 1
+        _tally(self._tallies["untaughts"], {_kind_of(reason): 1})
+
+    def add_examples(self, examples: Sequence[Example], *, negatives: bool = False) -> None:
+        """Take the examples that are written to the store.
+
+        Args:
+            negatives: Whether a teacher was asked for one to each.
+        """
+        self._counts["written"] += len(examples)
+        if negatives:
+            self._counts[PLAIN] += sum("negative" not in each.tags for each in examples)
+        self._counts.update(example.tags["split"] for example in examples)
+        if self.sampled:
+            self._texts = sample_texts([*self._texts, *_texts(examples)])
+
+    def write(self, folder: Path, number: int) -> None:
+        """Write the counts of a part that was read to its end."""
+        told = {**{name: self._counts[name] for name in COUNTS}, **self._tallies}
+        with _whole(folder / FOLDER / f"{number:06d}.json") as stream:
+            json.dump({**told, "texts": self._texts}, stream)
+
+
+def _tally(tally: Counter[str], more: Mapping[str, int]) -> None:
+    """Add to a tally; past what is remembered, as others."""
+    for name, count in more.items():
+        tally[name if name in tally or len(tally) < _REMEMBERED else "others"] += count
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without the value or place that it tells, so that equal ones can be counted."""
+    return reason.partition(", got ")[0].partition(": line ")[0]
+
+
+def _texts(examples: Sequence[Example]) -> set[str]:
+    """What the tokenizer may learn from: the training split alone."""
+    texts: set[str] = set()
+    for example in examples:
+        if example.tags["split"] == TRAIN:
+            texts |= {example.system_info, example.user_info}
+            texts |= {text for turn in example.turns for text in (turn.text, turn.user_info)}
+            texts |= {response.text for response in example.responses}
+    return texts - {""}
+
+
+class Quarantine:
+    """A part's bad rows, written as they come."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def add(self, bad: Sequence[BadRow]) -> None:
+        """Write the next ones."""
+        for row in bad:
+            self._stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def quarantine(folder: Path, number: int, name: str) -> Iterator[Quarantine]:
+    """The place for a part's bad rows; no file is left where there are none.
+
+    Args:
+        name: Of the source file, so that people find it.
+    """
+    stem = name.rpartition("/")[2].partition(".")[0]
+    with _whole(folder / QUARANTINE / f"{number:06d}-{stem}.jsonl") as stream:
+        yield Quarantine(stream)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[TextIO]:
+    """A text file that is put in place when it is complete, and only if it is not empty."""
+    file.parent.mkdir(exist_ok=True)
+    with whole_file(file) as unfinished:
+        with unfinished.open("w", encoding="utf-8") as stream:
+            yield stream
+        if not unfinished.stat().st_size:
+            unfinished.unlink()
+
+
+def read_counts(folder: Path, number: int) -> dict[str, Any]:
+    """What `PartLedger.write` wrote of a part."""
+    return json.loads((folder / FOLDER / f"{number:06d}.json").read_text(encoding="utf-8"))
+
+
+def read_sample(folder: Path, count: int) -> list[str]:
+    """The sample of all parts' text, the same however the rows were dealt over parts."""
+    sample: list[str] = []
+    for number in range(count):
+        sample = sample_texts([*sample, *read_counts(folder, number)["texts"]])
+    return sample
+
+
+def add_counts(entry: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    """Add a part's counts to its source's entry."""
+    for name in COUNTS:
+        entry[name] = entry.get(name, 0) + counts[name]
+    for name in TALLIES:
+        _tally(entry.setdefault(name, Counter()), counts[name])
+
+
+def close_entry(entry: dict[str, Any], *, multiplied: bool) -> None:
+    """Check that a source's counts add up, and keep the most common of its tallies.
+
+    What does not add up is an error of ours.
+
+    Args:
+        multiplied: Whether a recipe makes several examples of one.
+    """
+    assert entry["rows"] == entry["used"] + entry["quarantined"], entry
+    assert entry["written"] == entry[TRAIN] + entry[HELD_OUT], entry
+    left = entry["examples"] - sum(entry[name] for name in LEFT_OUT)
+    assert left <= entry["written"] if multiplied else left == entry["written"], entry
+    for name in TALLIES:
+        entry[name] = dict(entry[name].most_common(_TALLIED))
+
+
+def read_quarantine(folder: Path, numbers: Iterable[int], *, limit: int) -> list[BadRow]:
+    """The first bad rows of some parts."""
+    found = [file for n in numbers for file in (folder / QUARANTINE).glob(f"{n:06d}-*.jsonl")]
+    return [BadRow(**json.loads(line)) for line in islice(_lines(found), limit)]
+
+
+def _lines(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        with file.open(encoding="utf-8") as stream:
+            yield from stream

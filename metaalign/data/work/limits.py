@@ -1,0 +1,83 @@
+"""What keeps a prepare job from finishing: too many bad rows, an empty split."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from metaalign.config import PrepareConfig
+from metaalign.data.work.ledger import QUARANTINE, UNANSWERED, UNTAUGHT, read_quarantine
+from metaalign.data.work.parts import RECIPES, Part
+from metaalign.data.work.passes import read_ledger
+from metaalign.errors import DataError
+from metaalign.examples import HELD_OUT, TRAIN
+from metaalign.store.writer import StoreWriter
+
+_BAD_ROWS_SHOWN = 3
+
+
+def check_ledger(
+    config: PrepareConfig, parts: Sequence[Part], writer: StoreWriter
+) -> list[dict[str, Any]]:
+    """The ledger, where no source has too many bad rows and no split is empty.
+
+    Raises:
+        DataError: it has, or one is.
+    """
+    ledger = read_ledger(parts, writer.folder)
+    numbers = dict.fromkeys(part.number for part in parts)
+    for number, entry in zip(numbers, ledger, strict=True):
+        allowed = max_bad_ratio(config, number)
+        if entry["quarantined"] > allowed * entry["rows"]:
+            _refuse(number, parts, writer, _BAD_ROWS.format(allowed=allowed, **entry))
+        if entry[UNTAUGHT] > allowed * entry["examples"]:
+            _refuse(number, parts, writer, _UNTAUGHT.format(allowed=allowed, **entry))
+    unanswered = sum(entry[UNANSWERED] for entry in ledger)
+    if unanswered and unanswered == sum(entry["examples"] for entry in ledger):
+        raise DataError(
+            f"none of {unanswered:,} prompts has a response to train on; give sources that hold "
+            "answers, too"
+        )
+    if not sum(entry[TRAIN] for entry in ledger):
+        raise DataError(
+            f"no example is left in the split {TRAIN}; held_out_ratio is {config.held_out_ratio}, "
+            "and rows may carry a split of their own in tags.split"
+        )
+    files = [entry for entry in ledger if entry["source"] != RECIPES]
+    if config.held_out_ratio > 0 and files and not sum(entry[HELD_OUT] for entry in files):
+        raise DataError(
+            f"the split {HELD_OUT} is empty: none of {sum(entry['examples'] for entry in files)} "
+            f"examples fell into held_out_ratio {config.held_out_ratio}; raise it, add data, or "
+            "set held_out_ratio=0 to hold nothing out"
+        )
+    return ledger
+
+
+def max_bad_ratio(config: PrepareConfig, number: int | None) -> float:
+    """The share of bad rows that a source may have; None stands for the recipes."""
+    own = None if number is None else config.sources[number].max_bad_ratio
+    return config.max_bad_ratio if own is None else own
+
+
+_BAD_ROWS = (
+    "{source}: {quarantined} of {rows} rows are bad, more than max_bad_ratio {allowed} allows. All "
+    "of them, with their reasons, are in {{kept}}; mend the rows or raise max_bad_ratio."
+)
+_UNTAUGHT = (
+    "{source}: teachers gave no answer for {untaught} of {examples} examples, more than "
+    "max_bad_ratio {allowed} allows. All of them, with their reasons, are in {{kept}}. What was "
+    "answered is kept: mend the reason and start the job again, or raise max_bad_ratio."
+)
+
+
+def _refuse(
+    number: int | None, parts: Sequence[Part], writer: StoreWriter, message: str
+) -> NoReturn:
+    """Keep the quarantine beside the store that is not built, and say why."""
+    kept = writer.path.with_name(f"{writer.path.name}-quarantine")
+    numbers = [place for place, part in enumerate(parts) if part.number == number]
+    bad = read_quarantine(writer.folder, numbers, limit=_BAD_ROWS_SHOWN)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(writer.folder / QUARANTINE, kept)
+    first = "".join(f"\n  {row.file}, row {row.row}: {row.reason}" for row in bad)
+    raise DataError(f"{message.format(kept=kept)} The first:{first}")

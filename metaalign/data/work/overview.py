@@ -1,0 +1,89 @@
+"""What a prepare job prints at its end."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from metaalign.data.work.ledger import DUPLICATES, ELSEWHERE, PLAIN, UNANSWERED
+from metaalign.examples import HELD_OUT, TRAIN
+from metaalign.store.token_store import TokenStore
+from metaalign.template import TIERS
+
+_SHOWN = ("rows", "used", "quarantined", "written", TRAIN, HELD_OUT)
+"""Counts of the printed ledger; what was left out on the way is told below it."""
+
+_REASONS_SHOWN = 5
+
+
+def overview(store: TokenStore) -> Table:
+    """Rows in and examples out by source, what was left out and why, and what teachers cost."""
+    table = Table(title=f"{store.path}: {len(store)} examples")
+    table.add_column("source", overflow="fold")
+    for name in _SHOWN:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for entry in store.manifest["ledger"]:
+        table.add_row(_short(entry["source"]), *(f"{entry[name]:,}" for name in _SHOWN))
+    histogram = store.manifest["token_histogram"]
+    tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
+    told = [line for entry in store.manifest["ledger"] for line in _left_out(entry)]
+    told += _too_long(store.manifest["too_long"])
+    told += [_spent(name, spent) for name, spent in store.manifest["teachers"].items()]
+    table.caption = "\n".join([f"tokens: {tokens}", *told])
+    table.caption_justify = "left"
+    return table
+
+
+def _left_out(entry: dict[str, Any]) -> Iterator[str]:
+    """What a source holds that no example shows."""
+    name = _short(entry["source"])
+    for reason, count in list(entry["reasons"].items())[:_REASONS_SHOWN]:
+        yield f"{name}: {count:,} quarantined: {reason}"
+    if entry[UNANSWERED]:
+        yield f"{name}: {entry[UNANSWERED]:,} prompts without a response are left out"
+    if entry[ELSEWHERE]:
+        yield f"{name}: {entry[ELSEWHERE]:,} examples are of another share"
+    if entry[DUPLICATES]:
+        yield f"{name}: {entry[DUPLICATES]:,} near-duplicates of held-out examples are left out"
+    for tally in ("unfits", "untaughts"):
+        for reason, count in list(entry[tally].items())[:_REASONS_SHOWN]:
+            yield f"{name}: {count:,} examples are left out: {reason}"
+    if entry[PLAIN]:
+        yield f"{name}: {entry[PLAIN]:,} examples stay as they were, without a negative"
+    if entry["ignored"]:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in entry["ignored"].items())
+        yield f"{name}: keys that are not read, and rows that have them: {keys}"
+
+
+def _short(source: str) -> str:
+    """The last two parts of a path or address."""
+    return "/".join(source.partition("?")[0].rsplit("/", 2)[-2:])
+
+
+def _too_long(told: Mapping[str, Any]) -> Iterator[str]:
+    """The examples that no answer fits behind."""
+    if not told.get("count"):
+        return
+    yield f"{told['count']:,} examples have tiers too long for a context of {told['context']:,}:"
+    for each in told["first"][:_REASONS_SHOWN]:
+        tiers = ", ".join(f"{tier} {each[tier]:,}" for tier in TIERS[:3] if each[tier])
+        yield f"  {_short(each['source_file'])}, row {each['source_row']}: {tiers}"
+
+
+def _spent(name: str, spent: Mapping[str, Any]) -> str:
+    return f"teacher {name}: {spending(spent)}"
+
+
+def spending(spent: Mapping[str, Any]) -> str:
+    """What was asked of a teacher, in words."""
+    told = [
+        f"{spent['asked']:,} answers",
+        f"{spent['kept']:,} kept ones",
+        f"{spent['failed']:,} failed",
+    ]
+    if spent["again"]:
+        told.append(f"{spent['again']:,} sent again")
+    told.append(f"{spent['prompt_tokens']:,} + {spent['completion_tokens']:,} tokens")
+    if spent["cost"]:
+        told.append(f"cost {spent['cost']:,.4g}")
+    return ", ".join(told)

@@ -1,0 +1,1 @@
+"""The token store: what data preparation hands to training."""

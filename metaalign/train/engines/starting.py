@@ -1,0 +1,100 @@
+"""Engines over the models of a task: the policy, and a further reference. Knows no Ray."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.deepspeed_settings import deepspeed_settings
+from metaalign.train.engines.interface import ForwardEngine
+from metaalign.train.engines.zero import (
+    FrozenEngine,
+    ZeroEngine,
+    join_deepspeed,
+    quiet_deepspeed,
+)
+from metaalign.train.model.adapters import add_adapters
+from metaalign.train.model.loading import check_weights, load_policy
+from metaalign.train.model.policy import Policy
+from metaalign.train.task import Task
+
+OpenReference = Callable[[Task, torch.device], AbstractContextManager[ForwardEngine]]
+
+
+def start_engine(task: Task, device: torch.device) -> ZeroEngine:
+    """The policy under DeepSpeed. `torch.distributed` must be up.
+
+    Raises:
+        ModelError: the initial model is no longer what the driver found.
+    """
+    quiet_deepspeed()
+    join_deepspeed()
+    if device.type == "cuda":
+        # NCCL talks over the current device; under Ray that is the node's first until it is set.
+        torch.cuda.set_device(device)
+    from_first(lambda: check_weights(task.initial, task.weights))
+    config = task.config
+    settings = deepspeed_settings(
+        config.zero,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        dtype=task.torch_dtype,
+        device_type=task.device_type,
+    )
+    return ZeroEngine(
+        build_policy(task, settings),
+        zero=config.zero,
+        optimizer=config.optimizer,
+        dtype=task.torch_dtype,
+        device=device,
+    )
+
+
+def build_policy(task: Task, deepspeed: dict[str, Any] | None) -> Policy:
+    """The policy of a task, at its start."""
+    model = task.config.model
+    adapt = None
+    if model.lora is not None:
+        adapt = partial(
+            add_adapters,
+            config=model.lora,
+            train_vocabulary=task.train_vocabulary,
+            seed=model.seed,
+        )
+    return load_policy(
+        task.initial,
+        deepspeed=deepspeed,
+        dtype=task.torch_dtype,
+        attention=task.attention,
+        layout=task.layout,
+        chunk_size_mb=task.config.batch.chunk_size_mb,
+        activation_checkpointing=model.activation_checkpointing,
+        adapt=adapt,
+    )
+
+
+@contextmanager
+def open_reference(task: Task, device: torch.device) -> Iterator[ForwardEngine]:
+    """An engine over a further reference, whose memory is given back at the end.
+
+    Args:
+        task: With that reference as its initial model.
+    """
+    model = task.config.model.model_copy(update={"lora": None})
+    # DeepSpeed 0.19 makes the groups of a second cut once a process, for the training engine.
+    zero = task.config.zero.model_copy(
+        update={"offload_optimizer": None, "hpz_partition_size": None}
+    )
+    task = replace(task, config=task.config.model_copy(update={"model": model}))
+    settings = deepspeed_settings(
+        zero, max_grad_norm=None, dtype=task.torch_dtype, device_type=task.device_type
+    )
+    policy = build_policy(task, settings)
+    engine = FrozenEngine(policy, zero=zero, dtype=task.torch_dtype, device=device)
+    try:
+        yield engine
+    finally:
+        engine.release()

@@ -1,0 +1,1 @@
+"""The sft and dpo jobs: the driver's checks, then workers under Ray Train, torchrun or alone."""

@@ -1,0 +1,208 @@
+"""What a training job does once, before and around its workers. Knows no Ray.
+
+All that can be wrong with a run is found here, before a worker starts.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaalign.config import SFTConfig, resolve
+from metaalign.errors import ConfigError, TrainingError
+from metaalign.folders import open_folder, weights_fingerprint
+from metaalign.store.token_store import TokenStore
+from metaalign.template import Template
+from metaalign.train.checkpoints.checkpoint_format import check_identity, read_manifest
+from metaalign.train.checkpoints.history import newest_checkpoint
+from metaalign.train.checkpoints.notices import STOP_FILE, claim, take_over
+from metaalign.train.engines.deepspeed_settings import (
+    check_offload,
+    check_second_cut,
+    optimizer_place,
+)
+from metaalign.train.engines.optimizers import check_compiler, optimizer_name
+from metaalign.train.export import kept_before, write_recipe
+from metaalign.train.launch.kernels import choose_attention, choose_dtype
+from metaalign.train.loop.results import RESULT_FILE
+from metaalign.train.model.loading import (
+    check_carried,
+    context_of,
+    find_model,
+    load_config_of,
+    prepare_initial,
+)
+from metaalign.train.model.probe import choose_layout
+from metaalign.train.model.vocabulary import has_new_tokens
+from metaalign.train.task import (
+    DeviceType,
+    Materials,
+    Task,
+    TrainingConfig,
+    gather_materials,
+    identity,
+    with_references,
+)
+
+INITIAL_FOLDER = "initial"
+"""Link under the storage to the model that the last SFT run started from, where it had to be made:
+random, or with a larger vocabulary."""
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
+    """Check all that can be wrong, and make the initial model where it must be made.
+
+    Args:
+        device_type: Where the launcher has room for the workers.
+
+    Raises:
+        MetaAlignError: names the setting, its value and the remedy.
+    """
+    store = TokenStore.open(resolve(config.storage, config.store))
+    place = optimizer_place(config.zero, device_type)
+    check_compiler(config.optimizer.name, device_type, place)
+    check_offload(config.zero, device_type)
+    check_second_cut(config.zero, config.workers)
+    attention = choose_attention(config, device_type)
+    dtype = choose_dtype(config, device_type)
+    # The untrained model of the report is where SFT starts, whatever DPO starts from.
+    name = INITIAL_FOLDER if isinstance(config, SFTConfig) else f"{config.output}_{INITIAL_FOLDER}"
+    folder = Path(config.storage) / name
+    initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
+    model_config = load_config_of(initial)
+    if config.model.lora is None:
+        check_carried(model_config)  # with adapters, all that is not trained stays in `initial`
+    task = Task(
+        config=config,
+        initial=str(initial),
+        weights=weights_fingerprint(initial),
+        context=context_of(model_config),
+        layout=choose_layout(model_config, config.model.layout, attention),
+        attention=attention,
+        dtype=dtype,
+        device_type=device_type,
+        train_vocabulary=_has_new_tokens(config, store.template),
+    )
+    task = with_references(task, store.template)
+    materials = gather_materials(task)
+    _check_run(task, materials)
+    _announce(task, materials, optimizer_name(config.optimizer.name, place))
+    return task
+
+
+def _has_new_tokens(config: TrainingConfig, template: Template) -> bool:
+    path = config.model.path
+    return path is not None and has_new_tokens(find_model(path, config.storage), template)
+
+
+def _check_run(task: Task, materials: Materials) -> None:
+    """Is there what decides the best checkpoint, and may the run in the folder be continued?"""
+    metric = task.config.held_out.best_metric
+    if materials.held_out is None and metric is not None:
+        raise ConfigError(
+            f"held_out.best_metric {metric!r}: the store holds out nothing that could be "
+            "measured; leave it out, or hold examples out in the prepare job"
+        )
+    newest = newest_checkpoint(task.checkpoints)
+    if newest is not None:
+        place = open_folder(task.checkpoints)
+        check_identity(read_manifest(newest), identity(task, materials.store), place)
+        return
+    before = kept_before(Path(task.folder))
+    if before not in (None, task.checkpoints) and newest_checkpoint(before) is not None:
+        raise TrainingError(
+            f"{task.folder}: the checkpoints of this run are kept in {before}, and there are none "
+            f"in {task.checkpoints}; set checkpoint.storage back, or copy them"
+        )
+
+
+def _announce(task: Task, materials: Materials, optimizer: str) -> None:
+    workers, batch = task.config.workers, task.config.batch
+    largest = int(np.unique(materials.plan.selection.group, return_counts=True)[1].max())
+    if largest > batch.global_batch_size:
+        logger.warning(
+            "batch.group_by %s: the largest group has %d examples, which one step takes together, "
+            "more than batch.global_batch_size (%d)",
+            batch.group_by,
+            largest,
+            batch.global_batch_size,
+        )
+    logger.info(
+        "%s: %d examples in %d steps, layout %s, %s, %s on %s %s worker(s)",
+        task.job,
+        len(materials.plan.selection),
+        materials.plan.num_steps,
+        task.layout,
+        task.dtype,
+        optimizer,
+        " to ".join(str(count) for count in sorted({workers.min_workers, workers.max_workers})),
+        task.device_type,
+    )
+
+
+def begin_run(task: Task) -> Task:
+    """Own the run's folder; keep in it what export needs, and drop an earlier end's result.
+
+    Returns:
+        The task with its owner.
+    """
+    config, folder = task.config, Path(task.folder)
+    template = TokenStore.open(resolve(config.storage, config.store)).template
+    recipe = {
+        "job": task.job,
+        "dtype": task.dtype,
+        "initial": task.initial,
+        "train_vocabulary": task.train_vocabulary,
+        "config": config.model_dump(mode="json"),
+    }
+    if task.checkpoints != task.folder:
+        claim(task.checkpoints, folder)
+    write_recipe(folder, initial=task.initial, template=template, recipe=recipe)
+    owner = take_over(folder)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
+    return replace(task, owner=owner)
+
+
+@contextmanager
+def stoppable(task: Task) -> Iterator[None]:
+    """Hand a SIGTERM, which `ray job stop` sends, on to the workers: they save, and return.
+
+    A second one ends the driver as if it were the first: workers that wait for room cannot obey.
+    """
+    flag = Path(task.folder) / STOP_FILE
+    flag.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def hand_on(*_: object) -> None:
+        flag.touch()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, hand_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        flag.unlink(missing_ok=True)
+
+
+def result_of(task: Task, outcome: dict[str, Any]) -> dict[str, Any]:
+    """What the first worker returned, if that is a result.
+
+    Raises:
+        SystemExit: the run was told to stop, and did.
+    """
+    if "stopped" in outcome:
+        message = "%s: told to stop; saved at step %d, where it goes on when it is submitted again"
+        logger.warning(message, task.job, outcome["stopped"])
+        raise SystemExit(128 + signal.SIGTERM)
+    return outcome

@@ -1,0 +1,115 @@
+"""The sft and dpo jobs without Ray: in one process, or in those of torchrun.
+
+    python -m metaalign.train.launch.standalone sft CONFIG.yaml section.key=value ...
+    torchrun --nproc-per-node 2 -m metaalign.train.launch.standalone dpo CONFIG.yaml ...
+
+The steps, checkpoints and result are those of the jobs under Ray, and either goes on where the
+other stopped. How many workers there are is the launcher's word, not the config's.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from metaalign.config import DPOConfig, SFTConfig, load_config
+from metaalign.errors import ConfigError, MetaAlignError
+from metaalign.tracking import open_run
+from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.starting import start_engine
+from metaalign.train.launch.driver import begin_run, prepare_task, result_of, stoppable
+from metaalign.train.task import DeviceType, Task, TrainingConfig
+from metaalign.train.worker import TrainingRun
+
+JOBS: dict[str, Any] = {"sft": SFTConfig, "dpo": DPOConfig}
+
+
+def main() -> None:
+    """Read the command line, join the other processes, train."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("job", choices=sorted(JOBS))
+    parser.add_argument("config", metavar="CONFIG.yaml", help="the job's settings")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_args()
+    try:
+        config = load_config(JOBS[given.job], given.config, given.overrides)
+        device_type = find_device(config)
+        join_workers(device_type)
+        run_standalone(config, device_type)
+    except MetaAlignError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def find_device(config: TrainingConfig) -> DeviceType:
+    """cuda where this machine has one and the settings allow it.
+
+    Raises:
+        ConfigError: the settings ask for a GPU, and there is none.
+    """
+    if config.workers.gpu == "always" and not torch.cuda.is_available():
+        raise ConfigError("workers.gpu always: this machine has no CUDA device; set it to auto")
+    return "cuda" if torch.cuda.is_available() and config.workers.gpu != "never" else "cpu"
+
+
+def join_workers(device_type: DeviceType) -> None:
+    """The process group of torchrun; without torchrun, one of this process alone."""
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed reads them
+        alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+
+
+def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str, Any]:
+    """Train; what result.json holds. Every process of the group calls it.
+
+    Raises:
+        MetaAlignError: what is wrong, found before training starts, or why it stopped.
+    """
+    workers = config.workers.model_copy(update={"num_workers": dist.get_world_size()})
+    config = config.model_copy(update={"workers": workers})
+    first = dist.get_rank() == 0
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("metaalign").setLevel(logging.INFO if first else logging.WARNING)
+    task = _same_task(config, device_type)
+    torch.set_num_threads(max(1, int(config.workers.cpus_per_worker)))
+    device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else 0)
+    engine = start_engine(task, device)
+    if not first:
+        # torchrun hands a SIGTERM on to every process; the first tells the others to save and stop.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return TrainingRun(task, engine, tracker=None).run()
+    storage, name = config.storage, config.output
+    opened = open_run(config.tracking, storage=storage, name=name, resume_key=f"{task.job}/{name}")
+    with opened as run, stoppable(task):
+        run.log_params(config.model_dump(mode="json"))
+        return result_of(task, TrainingRun(task, engine, tracker=run).run())
+
+
+def _same_task(config: TrainingConfig, device_type: DeviceType) -> Task:
+    """What the first process prepared, or the error that it met, on all of them."""
+
+    def prepare() -> dict[str, Any]:
+        return begin_run(prepare_task(config, device_type)).to_plain()
+
+    return Task.from_plain(from_first(prepare))
+
+
+if __name__ == "__main__":
+    main()

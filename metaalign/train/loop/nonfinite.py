@@ -1,0 +1,91 @@
+"""A loss or gradient that is not finite ends the run, and the examples behind it are named.
+
+Dimensions: T = targets, W = workers, E = examples of the step.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaalign.errors import TrainingError
+from metaalign.steps.selection import Selection
+from metaalign.steps.trees import Rows
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import Engine
+
+MAX_NAMED = 8
+"""Examples that a message names."""
+
+
+class Witness:
+    """Keeps what the micro-batches of one step gave, so that an error can tell whose fault it is.
+
+    It never waits for the device before there is an error.
+    """
+
+    def __init__(self, engine: Engine, store: TokenStore, selection: Selection) -> None:
+        self._engine = engine
+        self._store = store
+        self._selection = selection
+        self._seen: list[tuple[Rows, Tensor, Tensor]] = []
+
+    def see(self, rows: Rows, logprobs: Tensor, loss: Tensor) -> None:
+        """Keep a micro-batch's (T,) log-probs and its loss, a scalar."""
+        self._seen.append((rows, logprobs.detach(), loss.detach()))
+
+    def check(self, step: int, positions: np.ndarray, *, loss: float, grad_norm: float) -> None:
+        """Called at the end of a step on every worker, with what is alike on all of them.
+
+        Args:
+            positions: Of the step's examples in the selection.
+
+        Raises:
+            TrainingError: one of the numbers is not finite; names the step, the workers and the
+                source rows of the examples.
+        """
+        seen, self._seen = self._seen, []
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        positions = np.unique(positions)
+        by_worker = self._by_worker(seen, positions)
+        where = ". ".join(
+            f"Not finite on worker {worker}: {self._names(positions[found])}"
+            for worker, found in enumerate(by_worker)
+            if found.any()
+        )
+        where = where or f"Every log-prob was finite; the step held {self._names(positions)}"
+        raise TrainingError(
+            f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. {where}. Look at "
+            "these examples, lower optimizer.learning_rate, or set optimizer.max_grad_norm"
+        )
+
+    def _by_worker(
+        self, seen: list[tuple[Rows, Tensor, Tensor]], positions: np.ndarray
+    ) -> np.ndarray:
+        """(W, E) whether a worker met an example whose log-probs were not finite."""
+        found = np.zeros((self._engine.world_size, len(positions)))
+        for rows, logprobs, loss in seen:
+            suspects = _suspects(rows, logprobs, loss)
+            found[self._engine.rank, np.searchsorted(positions, suspects)] = 1
+        total = self._engine.sum(torch.from_numpy(found).to(self._engine.device))
+        return total.cpu().numpy() > 0
+
+    def _names(self, positions: np.ndarray) -> str:
+        columns = self._store.columns
+        examples = self._selection.example[positions[:MAX_NAMED]]
+        names = [f"{columns.source_file[i]}, row {columns.source_row[i]}" for i in examples]
+        more = len(positions) - len(names)
+        return "; ".join(names) + (f" and {more} more" if more else "")
+
+
+def _suspects(rows: Rows, logprobs: Tensor, loss: Tensor) -> np.ndarray:
+    """Positions of the examples with a log-prob that is not finite; of all, where only the loss
+    is not."""
+    bad = ~torch.isfinite(logprobs).cpu().numpy()
+    slots = np.unique(rows.sequence[bad])
+    slots = slots[slots < rows.num_sequences]  # padding has the next slot
+    if len(slots) or torch.isfinite(loss):
+        return rows.position[slots]
+    return rows.position

@@ -1,0 +1,128 @@
+"""The reference pass: every response's log-prob under the model that training starts from.
+
+One forward pass of the training engine before step 0, in shards that a killed pass resumes. A
+further reference is one more pass, by an engine over its own weights that is gone afterwards:
+
+    reference/3f2a.../
+      00000.npy     float64 log-probs of the first examples' responses, in nats
+      00001.npy     of the next, and so on
+
+The folder's name is the fingerprint of weights, precision, template, store and selection.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metaalign.steps.plan import Sweep
+from metaalign.steps.selection import ranges
+from metaalign.train.engines.interface import Engine, ForwardEngine
+from metaalign.train.loop.training_loop import Reader, forward_only, put_sequences
+
+
+def reference_fingerprint(sweep: Sweep, **parts: str) -> str:
+    """Equal where a pass would give the same log-probs.
+
+    Args:
+        parts: Fingerprints of the weights, the template and the store, and the precision.
+    """
+    selection = sweep.selection
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    flat, starts = ranges(selection.response_start, sweep.positions)
+    response, row = selection.response[flat], selection.response_row[flat]
+    for array in (selection.example[sweep.positions], starts, response, row):
+        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    digest.update(str(sweep.examples_per_step).encode())
+    return digest.hexdigest()[:32]
+
+
+def reference_logprobs(
+    engine: Engine,
+    sweep: Sweep,
+    reader: Reader,
+    folder: Path,
+    *,
+    other: Callable[[], AbstractContextManager[ForwardEngine]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Run the pass, or what is missing of it, or only read it. Every worker calls it.
+
+    Args:
+        folder: Of this fingerprint, on a disk that every worker sees.
+        other: Opens an engine over another model, which passes instead of the training engine and
+            is closed again. Not called where nothing is missing.
+        progress: Called with the number of shards done.
+
+    Returns:
+        (R,) float64 in nats, aligned with the selection's responses; NaN for examples that the
+        sweep leaves out.
+    """
+    selection = reader.selection
+    result = np.full(len(selection.response), np.nan)
+    done = _finished(engine, sweep, folder)
+    for step in np.flatnonzero(done).tolist():
+        result[_responses(sweep, step)] = np.load(_shard(folder, step))
+    missing = np.flatnonzero(~done).tolist()
+    opened = nullcontext(engine) if other is None or not missing else other()
+    with opened as passing:
+        for step, logprobs in _pass(passing, sweep, reader, missing):
+            result[_responses(sweep, step)] = logprobs
+            if engine.rank == 0:
+                _write(_shard(folder, step), logprobs)
+            if progress:
+                progress(step + 1)
+    return result
+
+
+def _pass(
+    engine: ForwardEngine, sweep: Sweep, reader: Reader, steps: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each of these steps of a sweep, with the log-probs of its responses as `_responses` says."""
+    if not steps:
+        return
+    positions = np.concatenate([sweep.step(step) for step in steps])
+    # All but the sweep's last step are whole, so that these are cut as they were.
+    part = Sweep(sweep.packing, positions, sweep.examples_per_step)
+    for number, batches in groupby(reader.batches(part, engine), key=lambda batch: batch.step):
+        flat = _responses(part, number)
+        logprobs = torch.zeros(len(flat), dtype=torch.float64, device=engine.device)
+        for batch, values in forward_only(engine, batches):
+            put_sequences(logprobs, flat, reader.selection, batch, values)
+        yield steps[number], engine.sum(logprobs).cpu().numpy()
+
+
+def _responses(sweep: Sweep, step: int) -> np.ndarray:
+    """Places of a step's responses among all used ones of the selection, ascending."""
+    return ranges(sweep.selection.response_start, sweep.step(step))[0]
+
+
+def _shard(folder: Path, step: int) -> Path:
+    return folder / f"{step:05d}.npy"
+
+
+def _finished(engine: Engine, sweep: Sweep, folder: Path) -> np.ndarray:
+    """(steps,) bool, which shards exist, as worker 0 sees it: all must agree on what is to come."""
+    found = torch.zeros(sweep.num_steps, device=engine.device)
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        found += torch.tensor(
+            [float(_shard(folder, step).is_file()) for step in range(sweep.num_steps)],
+            device=engine.device,
+        )
+    return engine.sum(found).cpu().numpy() > 0
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    # Two runs that differ in beta alone may write one reference at once.
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    with partial.open("wb") as file:
+        np.save(file, values)
+    os.replace(partial, path)

@@ -1,0 +1,95 @@
+"""A task's loss over a selection, and the reference passes that it needs. Knows no Ray.
+
+Dimensions: R = all used responses of the selection, M = references.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from metaalign.config import DPOConfig
+from metaalign.steps.plan import Sweep
+from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.interface import Engine, ForwardEngine
+from metaalign.train.engines.starting import OpenReference
+from metaalign.train.loop.progress import ProgressBar
+from metaalign.train.loop.reference_pass import reference_fingerprint, reference_logprobs
+from metaalign.train.loop.training_loop import Loss, Reader
+from metaalign.train.losses.kto import KTOLoss
+from metaalign.train.losses.pairs import PairLoss, RankingLoss, SFTLoss
+from metaalign.train.task import Task
+
+
+class Objective(NamedTuple):
+    """A loss over a selection, and what it takes to compute it."""
+
+    sweep: Sweep
+    reader: Reader
+    loss: Loss
+    reference: np.ndarray | None
+    """(R,) the start's log-probs of all used responses, in nats; None where the loss knows none."""
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Makes the objective of any selection of a task. Every worker calls it alike."""
+
+    task: Task
+    engine: Engine
+    """Over the policy, at its start: the first reference."""
+    store: TokenStore
+    open_reference: OpenReference
+    """Opens an engine over a further reference: a task's initial model."""
+
+    def of(self, sweep: Sweep) -> Objective:
+        """The loss over a selection, after the reference passes over the sweep that it needs."""
+        config, selection, columns = self.task.config, sweep.selection, self.store.columns
+        reader = Reader(self.store, selection)
+        if not isinstance(config, DPOConfig):
+            return Objective(sweep, reader, SFTLoss(selection, columns), None)
+        if config.loss.reference_free:
+            return Objective(sweep, reader, PairLoss(selection, columns, None, config.loss), None)
+        references = self._references(sweep, reader)
+        if config.loss.name == "kto":
+            loss: Loss = KTOLoss(selection, columns, references[0], config.loss)
+        else:
+            form = RankingLoss if config.loss.name == "plackett_luce" else PairLoss
+            loss = form(selection, columns, references, config.loss)
+        return Objective(sweep, reader, loss, references[0])
+
+    def _references(self, sweep: Sweep, reader: Reader) -> np.ndarray:
+        """(M, R) log-probs in nats of the start, and of every further reference, one at a time."""
+        found = [self._reference(sweep, reader, self.task.weights, None)]
+        for reference in self.task.references:
+            task = replace(self.task, initial=reference.source, weights=reference.weights)
+            other = partial(self.open_reference, task, self.engine.device)
+            found.append(self._reference(sweep, reader, task.weights, other))
+        return np.stack(found)
+
+    def _reference(
+        self,
+        sweep: Sweep,
+        reader: Reader,
+        weights: str,
+        other: Callable[[], AbstractContextManager[ForwardEngine]] | None,
+    ) -> np.ndarray:
+        fingerprint = reference_fingerprint(
+            sweep,
+            weights=weights,
+            dtype=self.task.dtype,
+            store=self.store.fingerprint,
+            template=self.store.manifest["template_fingerprint"],
+        )
+        bar = ProgressBar("reference", sweep.num_steps)
+        return reference_logprobs(
+            self.engine,
+            sweep,
+            reader,
+            self.store.path / "reference" / fingerprint,
+            other=other,
+            progress=bar.update if self.engine.rank == 0 else None,
+        )

@@ -1,0 +1,1 @@
+"""SFT and preference losses: formulas, and what gathers their inputs from a micro-batch."""

@@ -1,0 +1,128 @@
+"""The loss over single judged responses, desirable or not: KTO. Called as those of `pairs`.
+
+Dimensions: T = targets, S = sequences of a micro-batch, R = all used responses.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.steps.selection import Selection
+from metaalign.steps.trees import Rows, response_index
+from metaalign.store.columns import Columns
+from metaalign.train.losses.formulas import kto_loss
+from metaalign.train.losses.pairs import LossSum, like
+from metaalign.train.model.policy import sequence_logprobs
+
+DESIRABLE_REWARD = "desirable_reward"
+"""Mean over a step's desirable responses of beta times the log-ratio to the reference; 0 where the
+step has none."""
+
+UNDESIRABLE_REWARD = "undesirable_reward"
+"""The same of the undesirable ones."""
+
+REFERENCE_POINT = "reference_point"
+"""z0 of the step: the log-ratio, in nats, from which on a response counts as a gain."""
+
+
+class KTOLoss:
+    """KTO over every marked response of an example, averaged over them.
+
+    z0 is the mean over the whole step, on all workers, by the examples' weights: `look_ahead` takes
+    it from each example's mismatched response, which counts for nothing else.
+
+    With an `sft_weight`, beside it the negative log-probability of the desirable responses, each
+    divided by its target tokens.
+    """
+
+    metrics: tuple[str, ...] = (DESIRABLE_REWARD, UNDESIRABLE_REWARD, REFERENCE_POINT)
+
+    def __init__(
+        self,
+        selection: Selection,
+        columns: Columns,
+        reference: np.ndarray,
+        config: PreferenceLossConfig,
+    ) -> None:
+        """Gather what the loss needs to know of every used response.
+
+        Args:
+            reference: (R,) summed log-probabilities in nats, aligned with `selection.response`.
+                What the rows never show may be NaN.
+        """
+        assert reference.shape == selection.response.shape
+        own = columns.response_start[selection.response_row] + selection.response
+        example_weight = columns.weight[selection.example]
+        marked = selection.response_count - 1
+        mismatched = selection.mismatched
+        assert config.desirable_weight is not None
+        assert config.undesirable_weight is not None
+        self._selection = selection
+        self._reference = reference
+        self._desirable = columns.desirable[own] == 1
+        self._mismatched = mismatched
+        self._weight = np.repeat(example_weight / marked, selection.response_count) * ~mismatched
+        self._point_weight = np.repeat(example_weight, selection.response_count) * mismatched
+        self._beta, self._sft_weight = config.beta, config.sft_weight
+        self._kto_loss = partial(
+            kto_loss,
+            beta=config.beta,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+        )
+        self._step: Tensor | None = None
+
+    def look_ahead(
+        self, parts: Iterable[tuple[Tensor, Rows]], total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Learn the reference point of the step to come, and the weights of its metrics.
+
+        Args:
+            parts: This worker's micro-batches of the step, each (T,) log-probs with its rows.
+            total: The sum of a tensor over all workers.
+        """
+        sums = [self._step_sums(logprobs, rows) for logprobs, rows in parts]
+        gained, weight, good, bad = total(torch.stack(sums).sum(0))
+        self._step = torch.stack([(gained / weight).clamp(min=0), weight, good, bad])
+
+    def _step_sums(self, logprobs: Tensor, rows: Rows) -> Tensor:
+        """(4,) float64: the mismatched log-ratios and their weight; that of good and bad ones."""
+        ratio, flat, _ = self._ratios(logprobs, rows)
+        point, weight = (like(ratio, each[flat]) for each in (self._point_weight, self._weight))
+        good = like(ratio, self._desirable[flat])
+        parts = [point * ratio, point, weight * good, weight * ~good]
+        return torch.stack([part.sum() for part in parts])
+
+    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
+        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
+        assert self._step is not None, "look_ahead comes before the step"
+        reference_point, step_weight, good_weight, bad_weight = self._step
+        ratio, flat, policy = self._ratios(logprobs, rows)
+        weight, good = like(ratio, self._weight[flat]), like(ratio, self._desirable[flat])
+        by_response = self._kto_loss(ratio=ratio, desirable=good, reference_point=reference_point)
+        value = (weight * by_response).sum()
+        if self._sft_weight:
+            share = weight * good / like(ratio, self._selection.target_count[flat])
+            value = value - self._sft_weight * (share * policy).sum()
+        reward = self._beta * ratio.detach() * weight
+        # The loop divides by the step's weight; these are means over a part of it.
+        sums = {
+            DESIRABLE_REWARD: (reward * good).sum() * _over(step_weight, good_weight),
+            UNDESIRABLE_REWARD: (reward * ~good).sum() * _over(step_weight, bad_weight),
+            REFERENCE_POINT: weight.sum() * reference_point,
+        }
+        return LossSum(value, sums)
+
+    def _ratios(self, logprobs: Tensor, rows: Rows) -> tuple[Tensor, np.ndarray, Tensor]:
+        """(S,) log-ratios, places among all used responses, and the policy's log-probs."""
+        flat = response_index(self._selection, rows)
+        policy = sequence_logprobs(logprobs, like(logprobs, rows.sequence), rows.num_sequences)
+        return policy - like(policy, self._reference[flat]), flat, policy
+
+
+def _over(whole: Tensor, part: Tensor) -> Tensor:
+    return torch.where(part > 0, whole / part, 0.0)

@@ -1,0 +1,250 @@
+"""Losses as the loop calls them: over a micro-batch's log-probs, by what the index says of each.
+
+Every loss is called as `loss(logprobs, rows) -> LossSum`: sums over a micro-batch, which the loop
+divides by the step's global weight, the sum of `selection.loss_weight[plan.step(s)]`. The formulas
+are in `formulas`; single judged responses (KTO) in `kto`.
+
+Dimensions: T = targets, S = sequences of a micro-batch, P = pairs, R = all used responses,
+M = references.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.steps.selection import Selection, ranges
+from metaalign.steps.trees import Rows, response_index
+from metaalign.store.columns import Columns
+from metaalign.train.losses import formulas as losses
+from metaalign.train.model.policy import sequence_logprobs
+
+REWARD_ACCURACY = "reward_accuracy"
+"""Share of the pairs whose chosen response has the larger reward; a tie counts half."""
+
+REWARD_MARGIN = "reward_margin"
+"""Mean of the chosen reward minus the rejected."""
+
+CHOSEN_REWARD = "chosen_reward"
+"""Mean of beta times what the loss compares, as is the next: the policy's log-ratio to the
+reference; its average under ipo; the average log-prob under simpo and orpo."""
+
+REJECTED_REWARD = "rejected_reward"
+
+
+class LossSum(NamedTuple):
+    """Sums over a micro-batch; divided by the step's global weight they are weighted means."""
+
+    value: Tensor
+    """Scalar, in nats."""
+
+    metrics: dict[str, Tensor]
+    """Scalars by name, without gradients; the names are the same on every call."""
+
+
+class Pairs(NamedTuple):
+    """Every strictly ordered pair of some sequences."""
+
+    chosen: np.ndarray
+    """(P,) slots."""
+    rejected: np.ndarray
+    """(P,) slots."""
+    share: np.ndarray
+    """(P,) float64: one over the pairs of the same example, which together weigh 1."""
+
+
+class Gaps(NamedTuple):
+    """How far apart a loss holds the two responses of every pair of a selection."""
+
+    example: np.ndarray
+    """(P,) position in the selection."""
+    share: np.ndarray
+    """(P,) as in `Pairs`."""
+    reward: np.ndarray
+    """(P,) chosen reward minus rejected, over beta."""
+
+
+class PairForm(NamedTuple):
+    """How a loss of pairs is computed."""
+
+    function: Callable[..., Tensor]
+    per_token: bool = False
+    """Whether it compares averages over a response's targets."""
+    setting: str | None = None
+    """What it reads of its config besides beta."""
+
+
+PAIR_FORMS = {
+    "sigmoid": PairForm(losses.dpo_loss),
+    "ipo": PairForm(losses.ipo_loss, per_token=True),
+    "hinge": PairForm(losses.hinge_loss),
+    "robust": PairForm(losses.robust_loss, setting="label_smoothing"),
+    "simpo": PairForm(losses.simpo_loss, per_token=True, setting="target_margin"),
+    "orpo": PairForm(losses.orpo_loss, per_token=True),
+    "apo_zero": PairForm(losses.apo_zero_loss),
+    "apo_down": PairForm(losses.apo_down_loss),
+    "sppo_hard": PairForm(losses.sppo_hard_loss),
+}
+
+
+def ordered_slots(occurrence: np.ndarray, score: np.ndarray) -> Pairs:
+    """Pair what belongs to one example and differs in score.
+
+    Args:
+        occurrence: (S,) number of the example, ascending.
+        score: (S,) larger is better.
+    """
+    count = np.bincount(occurrence)
+    chosen = np.repeat(np.arange(len(score)), count[occurrence])
+    rejected, _ = ranges(np.append(0, np.cumsum(count)), occurrence)
+    better = score[chosen] > score[rejected]
+    chosen, rejected = chosen[better], rejected[better]
+    pairs = np.bincount(occurrence[chosen], minlength=len(count))
+    return Pairs(chosen, rejected, 1.0 / pairs[occurrence[chosen]])
+
+
+class SFTLoss:
+    """Negative log-probability of every target, by the weight of its example."""
+
+    metrics: tuple[str, ...] = ()
+
+    def __init__(self, selection: Selection, columns: Columns) -> None:
+        self._weight = columns.weight[selection.example]
+
+    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
+        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
+        weight = np.append(self._weight[rows.position], 0.0)[rows.sequence]
+        return LossSum(losses.sft_loss(logprobs=logprobs, weight=like(logprobs, weight)), {})
+
+
+class PairLoss:
+    """A loss over every strictly ordered pair of an example, averaged over the example's pairs.
+
+    With an `sft_weight`, beside it the negative log-probability of the best response, divided by
+    its target tokens, as in https://arxiv.org/abs/2404.19733, equation 1.
+    """
+
+    metrics: tuple[str, ...] = (REWARD_ACCURACY, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
+
+    def __init__(
+        self,
+        selection: Selection,
+        columns: Columns,
+        references: np.ndarray | None,
+        config: PreferenceLossConfig,
+    ) -> None:
+        """Gather what the loss needs to know of every used response.
+
+        Args:
+            references: (M, R) summed log-probabilities in nats, aligned with
+                `selection.response`. What the rows never show may be NaN. None where the loss
+                knows no reference.
+        """
+        assert (references is None) == config.reference_free
+        assert references is None or references.shape[1:] == selection.response.shape
+        first = np.repeat(columns.response_start[selection.example], selection.response_count)
+        self._selection = selection
+        self._order = columns.order_score[first + selection.response]
+        self._weight = columns.weight[selection.example]
+        self._margin = columns.margin[selection.example]
+        self._references = references
+        self._config = config
+        self._per_token = config.name in PAIR_FORMS and PAIR_FORMS[config.name].per_token
+
+    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
+        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
+        flat = response_index(self._selection, rows)
+        policy = sequence_logprobs(logprobs, like(logprobs, rows.sequence), rows.num_sequences)
+        pairs = ordered_slots(rows.occurrence, self._order[flat])
+        chosen, rejected = self._scores(policy, flat, pairs)
+        value = self._sum(chosen, rejected, pairs, rows)
+        if self._config.sft_weight:
+            share = like(policy, self._best_share(flat, rows))
+            value = value - self._config.sft_weight * (share * policy).sum()
+        weight = like(policy, pairs.share * self._weight[rows.position[pairs.chosen]])
+        beta = self._config.beta
+        rewards = pair_rewards(beta * chosen.detach(), beta * rejected.detach())
+        sums = {name: (weight * values).sum() for name, values in rewards.items()}
+        return LossSum(value, sums)
+
+    def gaps(self, logprobs: np.ndarray) -> Gaps:
+        """Of every pair of the selection, by (R,) summed log-probs of the policy."""
+        selection = self._selection
+        example = np.repeat(np.arange(len(selection)), selection.response_count)
+        pairs = ordered_slots(example, self._order)
+        everything = np.arange(len(logprobs))
+        chosen, rejected = self._scores(torch.from_numpy(logprobs), everything, pairs)
+        return Gaps(example[pairs.chosen], pairs.share, (chosen - rejected).numpy())
+
+    def _scores(self, policy: Tensor, flat: np.ndarray, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(P,) each, what the loss compares, of the (S,) log-probs of the responses at `flat`."""
+        scores = [policy[pairs.chosen], policy[pairs.rejected]]
+        places = [flat[pairs.chosen], flat[pairs.rejected]]
+        if self._references is not None:
+            references = [like(policy, self._references[:, place]) for place in places]
+            merged = [part[0] for part in references]
+            if len(self._references) > 1:
+                assert self._config.reference_clip is not None
+                merged = losses.virtual_reference(
+                    chosen=references[0], rejected=references[1], clip=self._config.reference_clip
+                )
+            scores = [score - part for score, part in zip(scores, merged, strict=True)]
+        if self._per_token:
+            counts = [like(policy, self._selection.target_count[place]) for place in places]
+            scores = [score / count for score, count in zip(scores, counts, strict=True)]
+        return scores[0], scores[1]
+
+    def _sum(self, chosen: Tensor, rejected: Tensor, pairs: Pairs, rows: Rows) -> Tensor:
+        """The weighted sum over the micro-batch."""
+        config, form = self._config, PAIR_FORMS[self._config.name]
+        position = rows.position[pairs.chosen]
+        compute = partial(form.function, beta=config.beta)
+        if form.setting:
+            compute = partial(compute, **{form.setting: getattr(config, form.setting)})
+        if config.takes_margin:
+            compute = partial(compute, margin=like(chosen, self._margin[position]))
+        weight = like(chosen, pairs.share * self._weight[position])
+        return (weight * compute(chosen=chosen, rejected=rejected)).sum()
+
+    def _best_share(self, flat: np.ndarray, rows: Rows) -> np.ndarray:
+        """(S,) weight per target token of each example's best response, the first of equals."""
+        by_score = np.lexsort((-self._order[flat], rows.occurrence))
+        _, first = np.unique(rows.occurrence, return_index=True)
+        best = by_score[first]
+        share = np.zeros(rows.num_sequences)
+        share[best] = self._weight[rows.position[best]]
+        return share / self._selection.target_count[flat]
+
+
+class RankingLoss(PairLoss):
+    """Plackett-Luce over all responses of an example; its metrics are those of the pairs."""
+
+    def _sum(self, chosen: Tensor, rejected: Tensor, pairs: Pairs, rows: Rows) -> Tensor:
+        by_slot = losses.plackett_luce_loss(
+            chosen=chosen,
+            rejected=rejected,
+            slot=like(chosen, pairs.chosen),
+            num_slots=rows.num_sequences,
+            beta=self._config.beta,
+        )
+        return (like(chosen, self._weight[rows.position]) * by_slot).sum()
+
+
+def pair_rewards(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """The metrics of (P,) rewards, by pair."""
+    return {
+        REWARD_ACCURACY: (chosen > rejected) + 0.5 * (chosen == rejected),
+        REWARD_MARGIN: chosen - rejected,
+        CHOSEN_REWARD: chosen,
+        REJECTED_REWARD: rejected,
+    }
+
+
+def like(tensor: Tensor, values: np.ndarray) -> Tensor:
+    """The values on the tensor's device; real numbers in its precision."""
+    moved = torch.from_numpy(values).to(tensor.device)
+    return moved.to(tensor.dtype) if moved.is_floating_point() else moved

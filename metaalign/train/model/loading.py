@@ -1,0 +1,329 @@
+"""The model that training starts from, on the driver; the policy, on every worker.
+
+Knows no data and no loss.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
+from transformers.integrations.deepspeed import set_hf_deepspeed_config
+from transformers.utils import logging as transformers_logging
+
+from metaalign.config.sections import ModelConfig
+from metaalign.errors import ModelError
+from metaalign.folders import weights_fingerprint
+from metaalign.template import TEMPLATE_FILE, Template
+from metaalign.train.model.attention import supported_kernel
+from metaalign.train.model.policy import Policy, targets_per_chunk
+from metaalign.train.model.vocabulary import check_tokenizer, grown_model, needed_rows, rows_of
+
+LEGACY_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
+"""Keys that transformers still takes and no longer lists."""
+
+transformers_logging.disable_progress_bar()  # a bar a worker would drown the run's own
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, storage: str) -> Path:
+    """Random weights, or a pretrained model whose vocabulary holds the template's tokens.
+
+    A local folder that fits and carries a template is used where it lies. Anything else is written
+    beside `folder`, with the tokenizer, under a name that tells what it was made from: the next run
+    that asks for the same finds it there, and no run replaces what another trains on. Weights that
+    need no change are linked.
+
+    Args:
+        folder: Becomes a link to what was written, for those who ask for the last one by name.
+
+    Returns:
+        Where the model lies, never through that link.
+
+    Raises:
+        ModelError: names the model and the setting to change, or a folder in the link's place.
+    """
+    size = needed_rows(template)
+    source = None if config.path is None else find_model(config.path, storage)
+    fits = False
+    if source is not None:
+        model_config = load_config_of(source)
+        check_not_quantized(model_config, source)
+        check_tokenizer(source, template)
+        fits = Path(source).is_dir() and rows_of(model_config) >= size
+        if fits and Path(source, TEMPLATE_FILE).is_file():
+            return Path(source)
+    identity = _identity(config, source, template)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    made = folder.with_name(f"{folder.name}-{digest}")
+    if not made.is_dir():
+        partial = made.with_name(f".{made.name}.{uuid.uuid4().hex}")
+        if source is None:
+            _random(config, template, size).save_pretrained(partial)
+        elif fits:
+            _link_model(Path(source), partial)
+        else:
+            grown_model(source, size, config.seed).save_pretrained(partial)
+        template.save(partial)
+        (partial / "initial.json").write_text(identity, encoding="utf-8")
+        _move_in(partial, made)
+    _lead_to(folder, made)
+    return made
+
+
+def _move_in(partial: Path, made: Path) -> None:
+    try:
+        partial.rename(made)
+    except OSError:
+        if not made.is_dir():
+            raise
+        shutil.rmtree(partial)  # another driver has just made the same
+
+
+def _lead_to(link: Path, target: Path) -> None:
+    new = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
+    new.symlink_to(target.name)
+    try:
+        new.replace(link)
+    except IsADirectoryError as error:
+        new.unlink()
+        raise ModelError(
+            f"{link}: a folder is where a link to the model that training starts from belongs; "
+            "rename it, or delete it if an earlier version of metaalign left it there"
+        ) from error
+
+
+def find_model(path: str, storage: str, setting: str = "model.path") -> str:
+    """The folder that a model setting means, or the hub name that it is.
+
+    Raises:
+        ModelError: it can only be a folder, and there is none.
+    """
+    local = Path(storage) / path
+    if local.is_dir():
+        return str(local)
+    if Path(path).is_absolute() or path.count("/") > 1:
+        raise ModelError(
+            f"{setting} {path!r}: there is no such folder; give a Hugging Face folder, the name "
+            f"of one under the storage {storage!r}, or a hub name"
+        )
+    return path
+
+
+def find_reference(path: str, template: Template, storage: str) -> str:
+    """The folder or hub name of a further reference, which must know the store's tokens.
+
+    Raises:
+        ModelError: there is none, or its tokens are others.
+    """
+    setting = "loss.references"
+    source = find_model(path, storage, setting)
+    check_tokenizer(source, template, setting)
+    size, rows = needed_rows(template), rows_of(load_config_of(source))
+    if rows < size:
+        raise ModelError(
+            f"{setting} {path!r} has a vocabulary of {rows} rows and the token store needs {size}: "
+            "it has not seen the template's tokens; name a model that was trained on such a store"
+        )
+    return source
+
+
+def load_config_of(source: str | Path) -> PretrainedConfig:
+    """The transformers config of a folder or hub name.
+
+    Raises:
+        ModelError: there is none, or transformers does not know its model type.
+    """
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.path {str(source)!r} cannot be read: {error}") from error
+
+
+def check_not_quantized(config: PretrainedConfig, source: str | Path) -> None:
+    """Refuse weights that no gradient reaches.
+
+    Raises:
+        ModelError: the folder holds quantized weights.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(
+            f"model.path {str(source)!r} holds quantized weights, and metaalign has no QLoRA; give "
+            "the full-precision model, with model.lora for less memory"
+        )
+
+
+def architecture_config(
+    config: ModelConfig, *, vocab_size: int | None = None, **token_ids: int | None
+) -> PretrainedConfig:
+    """The transformers config that `model.architecture` describes.
+
+    Raises:
+        ModelError: names the key that is wrong.
+    """
+    settings: dict[str, Any] = {**(config.architecture or {}), **token_ids}
+    model_type = settings.pop("model_type")
+    if model_type not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ModelError(
+            f"model.architecture.model_type {model_type!r} is none of transformers'{hint}"
+        )
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), *LEGACY_KEYS}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ModelError(f"model.architecture: {model_type} has no key {', '.join(unknown)}")
+    if vocab_size is not None and settings.setdefault("vocab_size", vocab_size) < vocab_size:
+        raise ModelError(
+            f"model.architecture.vocab_size {settings['vocab_size']} is smaller than the "
+            f"tokenizer's {vocab_size}; leave it out, and it is taken from the tokenizer"
+        )
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"model.architecture: {error}") from error
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Tokens that the model can take."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
+
+
+def load_policy(
+    folder: str | Path,
+    *,
+    deepspeed: dict[str, Any] | None,
+    dtype: torch.dtype,
+    attention: Literal["sdpa", "flex_attention"],
+    layout: Literal["tree", "single"],
+    chunk_size_mb: int,
+    activation_checkpointing: bool = False,
+    adapt: Callable[[Any], Any] | None = None,
+) -> Policy:
+    """The policy, in training mode. Under ZeRO stage 3 no worker ever holds the whole model.
+
+    Args:
+        deepspeed: The settings of the engine that will hold it; None without DeepSpeed.
+        adapt: Puts adapters into the model; None trains all of it.
+    """
+    config = load_config_of(folder)
+    switch_off_dropout(config)
+    config.use_cache = False
+    stage = 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
+    # from_pretrained finds these settings through a weak reference, as long as they live.
+    settings = _announce_zero3(deepspeed) if deepspeed is not None and stage == 3 else None
+    kernel = supported_kernel(config.get_text_config(), attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation=kernel
+    )
+    del settings
+    if adapt is not None:
+        adapt(model)
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    vocab_size = rows_of(config)
+    chunk_targets = targets_per_chunk(chunk_size_mb, vocab_size)
+    policy = Policy(model, attention=kernel, layout=layout, chunk_targets=chunk_targets)
+    return policy.train()
+
+
+def check_carried(config: PretrainedConfig) -> None:
+    """Refuse a model with tensors that training would leave behind.
+
+    Checkpoints and exports carry trainable parameters alone.
+
+    Raises:
+        ModelError: names the tensors.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    saved = set(model.state_dict())
+    left = sorted(name for name, _ in model.named_buffers() if name in saved)
+    left += [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if left:
+        raise ModelError(
+            f"{config.model_type}: {len(left)} tensors of the model are not trained, such as "
+            f"{left[0]!r}, and checkpoints would lose them; such models are not supported yet"
+        )
+
+
+def check_weights(folder: str | Path, expected: str) -> None:
+    """Is it the model that a run started from?
+
+    Args:
+        expected: Its fingerprint.
+
+    Raises:
+        ModelError: it was replaced.
+    """
+    found = weights_fingerprint(folder)
+    if found != expected:
+        raise ModelError(
+            f"{folder}: the run started from a model with fingerprint {expected[:12]!r}, and this "
+            f"one has {found[:12]!r}: something replaced it; put the model back, or train anew "
+            "under another `output`"
+        )
+
+
+class _Zero3Settings:
+    """What from_pretrained asks of its own HfDeepSpeedConfig, which needs accelerate to exist."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def _announce_zero3(config: dict[str, Any]) -> object:
+    """Let from_pretrained build under zero.Init for as long as the returned object lives."""
+    settings: Any = _Zero3Settings(config)
+    set_hf_deepspeed_config(settings)
+    return settings
+
+
+def _link_model(source: Path, folder: Path) -> None:
+    """Weights and config of a Hugging Face folder, without its tokenizer."""
+    folder.mkdir(parents=True)
+    for pattern in ("*config.json", "*.safetensors", "*.bin", "*.index.json"):
+        for file in source.glob(pattern):
+            if file.name != "tokenizer_config.json":
+                (folder / file.name).symlink_to(file.resolve())
+
+
+def _random(config: ModelConfig, template: Template, size: int) -> Any:
+    ids = {"bos_token_id": template.bos_id, "eos_token_id": template.eos_id}
+    ids["pad_token_id"] = template.eos_id
+    model_config = architecture_config(config, vocab_size=size, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+
+
+def _identity(config: ModelConfig, source: str | None, template: Template) -> str:
+    weights = weights_fingerprint(source) if source and Path(source).is_dir() else source
+    identity = {"architecture": config.architecture, "seed": config.seed, "source": weights}
+    return json.dumps({**identity, "template": template.fingerprint}, sort_keys=True)
+
+
+def switch_off_dropout(config: PretrainedConfig) -> None:
+    """One draw on a shared token is not the draw that two sequences would make."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in list(vars(part).items()):
+            if "drop" in name and isinstance(value, float) and value > 0:
+                logger.info("%s set from %s to 0: rows share tokens", name, value)
+                setattr(part, name, 0.0)

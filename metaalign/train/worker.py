@@ -1,0 +1,286 @@
+"""What every worker of a training job does, from its engine to its result. Knows no Ray.
+
+The same code runs in Ray Train's workers, under torchrun and in a single process:
+a tracker is all that the launcher brings.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from metaalign.errors import TrainingError
+from metaalign.folders import open_folder
+from metaalign.train.checkpoints.checkpoint_format import (
+    check_identity,
+    load_checkpoint,
+    read_manifest,
+)
+from metaalign.train.checkpoints.history import agree_on_checkpoint, saved_steps
+from metaalign.train.checkpoints.notices import Notices
+from metaalign.train.checkpoints.saving import Saver
+from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.interface import Engine
+from metaalign.train.engines.starting import OpenReference, open_reference
+from metaalign.train.loop.best import Best, next_best
+from metaalign.train.loop.measuring import HeldOut
+from metaalign.train.loop.progress import ProgressBar
+from metaalign.train.loop.results import write_result
+from metaalign.train.loop.sweep_losses import Objective, Objectives
+from metaalign.train.loop.training_loop import (
+    LOSS,
+    TOKENS,
+    TOKENS_PER_SECOND,
+    WAITED,
+    Metrics,
+    train,
+)
+from metaalign.train.task import (
+    EXAMPLES_PER_SWEEP_STEP,
+    Materials,
+    Task,
+    gather_materials,
+    identity,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Takes the curves. Worker 0 alone may have one."""
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to each named curve."""
+        ...
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        ...
+
+
+WORKERS = "workers"
+"""Number of workers that took a step."""
+
+
+class TrainingRun:
+    """One worker's part in a run: reference pass, measurements, steps, checkpoints, result."""
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        *,
+        tracker: Tracker | None,
+        leaving: Callable[[], bool] | None = None,
+        open_reference: OpenReference = open_reference,
+    ) -> None:
+        """Open the store and plan every step.
+
+        Args:
+            engine: Over the policy, at its start.
+            leaving: Whether a node is about to be taken away; see `Notices`.
+            open_reference: Opens an engine over a further reference: a task's initial model.
+        """
+        self.task = task
+        self.engine = engine
+        self.materials: Materials = gather_materials(task)
+        self._objectives = Objectives(task, engine, self.materials.store, open_reference)
+        self._tracker = tracker
+        self._checkpoints = open_folder(task.checkpoints)
+        self._identity = identity(task, self.materials.store)
+        self._saver = Saver(
+            engine,
+            task.folder,
+            identity=self._identity,
+            newest=task.config.checkpoint.keep,
+            checkpoints=task.checkpoints,
+            owner=task.owner,
+        )
+        self._notices = Notices(
+            engine, task.folder, every_steps=task.config.checkpoint.notice_steps, leaving=leaving
+        )
+        self._step = 0
+        self._began = 0.0
+        self._progress: dict[str, Any] = {
+            "tokens": 0.0,
+            "seconds": 0.0,
+            "waited": 0.0,
+            "before": None,
+            "best": None,
+        }
+        self._held: HeldOut | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; the result, which worker 0 also writes to the run's folder.
+
+        Where the run was told to stop before that, the number of steps taken, as `stopped`.
+
+        Raises:
+            TrainingError: the folder holds another run, another job took it over, or the loss is
+                not finite.
+            CheckpointError: there are checkpoints, and all are damaged.
+            StorageError: a checkpoint could not be written.
+        """
+        plan = self.materials.plan
+        # The reference is the model at its start, so it passes before a checkpoint is loaded.
+        objective = self._objectives.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
+        self._held = self._held_out()
+        self._resume()
+        if self._held and self._progress["before"] is None:
+            self._progress["before"] = self._measure(self._held)
+        self._began = time.monotonic() - self._progress["seconds"]
+        self._bar = ProgressBar(self.task.job, plan.num_steps, start=self._step)
+        self._train(objective)
+        if self._notices.stopped and self._step < plan.num_steps:
+            self._saver.wait()
+            return {"stopped": self._step}
+        result = self._result()
+        self._saver.wait()
+        if self.engine.rank == 0:
+            write_result(self.task.folder, result)
+        return result
+
+    def _train(self, objective: Objective) -> None:
+        """Take the steps that are left; none where the run had ended early."""
+        if self._tired():
+            return
+        try:
+            train(
+                self.engine,
+                self.materials.plan,
+                objective.reader,
+                objective.loss,
+                optimizer=self.task.config.optimizer,
+                after_step=self._after_step,
+                start=self._step,
+            )
+        except TrainingError:
+            # All workers meet it, and the checkpoint before it is worth its last bytes.
+            self._saver.wait()
+            raise
+
+    def _held_out(self) -> HeldOut | None:
+        if self.materials.held_out is None:
+            return None
+        objective = self._objectives.of(self.materials.held_out)
+        metric, known = self.task.config.held_out.best_metric, (LOSS, *objective.loss.metrics)
+        if metric is not None and metric not in known:
+            raise TrainingError(
+                f"held_out.best_metric {metric!r} is not measured, only {', '.join(known)}"
+            )
+        return HeldOut(self.engine, objective)
+
+    def _after_step(self, step: int, metrics: Metrics) -> bool:
+        """Log; measure and save what is due. Whether this was the last step."""
+        config = self.task.config
+        self._log(step, metrics)
+        last = step == self.materials.plan.num_steps
+        better = bool(self._held) and (last or _due(step, config.held_out.every_steps))
+        better = better and self._judge(step)
+        urgent = self._notices.urgent(step)
+        stop = last or self._tired() or self._notices.stopped
+        if stop or better or urgent or _due(step, config.checkpoint.every_steps):
+            self._save(step)
+        return stop
+
+    def _judge(self, step: int) -> bool:
+        """Measure; whether it is the best so far, by the metric that decides."""
+        assert self._held is not None
+        metrics = self._measure(self._held)
+        metric = self.task.config.held_out.best_metric
+        if metric is None:
+            return False
+        best = Best.from_plain(self._progress["best"])
+        best = next_best(best, metric, metrics[metric], step)
+        self._progress["best"] = best.to_plain()
+        return best.step == step
+
+    def _tired(self) -> bool:
+        best = Best.from_plain(self._progress["best"])
+        return best is not None and best.tired(self.task.config.held_out.patience)
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint that is whole; without one, from the start."""
+        folder = agree_on_checkpoint(self.engine, self._checkpoints)
+        if folder is None:
+            return
+        manifest, kept = from_first(lambda: (read_manifest(folder), saved_steps(self._checkpoints)))
+        check_identity(manifest, self._identity, self._checkpoints)
+        load_checkpoint(self.engine, folder)
+        self._progress = dict(manifest["progress"])
+        self._step = manifest["step"]
+        best = self._progress["best"]
+        if best is not None and best["step"] not in kept:
+            # A best that nobody could export would be defended against all that follow.
+            logger.warning("the best checkpoint, of step %d, is gone", best["step"])
+            self._progress["best"] = None
+
+    def _log(self, step: int, metrics: Metrics) -> None:
+        self._step = step
+        self._progress["loss"] = metrics[LOSS]
+        self._progress["tokens"] += metrics[TOKENS]
+        self._progress["waited"] += metrics[WAITED]
+        self._progress["seconds"] = time.monotonic() - self._began
+        if self.engine.rank == 0:
+            self._bar.update(step, loss=metrics[LOSS], tokens=metrics[TOKENS])
+            values = {**metrics, WORKERS: float(self.engine.world_size)}
+            self._track({f"train/{name}": value for name, value in values.items()}, step)
+
+    def _track(self, values: Mapping[str, float], step: int) -> None:
+        if self._tracker:
+            self._tracker.log_metrics(values, step)
+
+    def _save(self, step: int) -> None:
+        # A resume takes no step again that lies before the checkpoint: its points must be out.
+        if self._tracker:
+            self._tracker.flush()
+        self._saver.save(step, self._progress)
+
+    def _measure(self, held: HeldOut) -> Metrics:
+        """The held-out metrics now, which are tracked once a step."""
+        known = held.knows(self._step)
+        metrics = held.metrics(self._step)
+        if self.engine.rank == 0 and not known:
+            self._track({f"held_out/{name}": value for name, value in metrics.items()}, self._step)
+        return metrics
+
+    def _result(self) -> dict[str, Any]:
+        progress, plan, held = self._progress, self.materials.plan, self._held
+        held_out = order = None
+        if held is not None:
+            held_out = {"before": progress["before"], "after": self._measure(held)}
+            order = held.order(self._step)
+        return {
+            "job": self.task.job,
+            "steps": self._step,
+            "loss": progress["loss"],
+            "ended": self._ended(),
+            "best": progress["best"],
+            "held_out": held_out,
+            "pair_order": order,
+            "seconds": progress["seconds"],
+            "waited_share": progress["waited"] / max(progress["seconds"], 1e-9),
+            "tokens": progress["tokens"],
+            TOKENS_PER_SECOND: progress["tokens"] / max(progress["seconds"], 1e-9),
+            "optimizer": type(self.engine.optimizer).__name__,
+            "workers": self.engine.world_size,
+            "parameters": sum(math.prod(shape) for shape in self.engine.shapes().values()),
+            "layout": self.task.layout,
+            "dtype": self.task.dtype,
+            "examples": plan.selection.ledger,
+        }
+
+    def _ended(self) -> str:
+        """Why the run took no more steps."""
+        best = self._progress["best"]
+        if self._step == self.materials.plan.num_steps:
+            return "took every step"
+        return (
+            f"held_out.{best['metric']} did not get better in {best['measured_since']} "
+            f"measurements after step {best['step']}"
+        )
+
+
+def _due(step: int, every_steps: int | None) -> bool:
+    return every_steps is not None and step % every_steps == 0
