@@ -27,7 +27,7 @@ from metaalign.train.loop.best import Best, next_best
 from metaalign.train.loop.measuring import HeldOut
 from metaalign.train.loop.progress import ProgressBar
 from metaalign.train.loop.results import write_result
-from metaalign.train.loop.sweep_losses import Objective, Objectives
+from metaalign.train.loop.sweep_losses import SweepLoss, SweepLosses
 from metaalign.train.loop.training_loop import (
     LOSS,
     TOKENS,
@@ -85,7 +85,7 @@ class TrainingRun:
         self.task = task
         self.engine = engine
         self.materials: Materials = gather_materials(task)
-        self._objectives = Objectives(task, engine, self.materials.store, open_reference)
+        self._losses = SweepLosses(task, engine, self.materials.store, open_reference)
         self._tracker = tracker
         self._checkpoints = open_folder(task.checkpoints)
         self._identity = identity(task, self.materials.store)
@@ -124,14 +124,14 @@ class TrainingRun:
         """
         plan = self.materials.plan
         # The reference is the model at its start, so it passes before a checkpoint is loaded.
-        objective = self._objectives.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
+        sweep_loss = self._losses.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
         self._held = self._held_out()
         self._resume()
         if self._held and self._progress["before"] is None:
             self._progress["before"] = self._measure(self._held)
         self._began = time.monotonic() - self._progress["seconds"]
         self._bar = ProgressBar(self.task.job, plan.num_steps, start=self._step)
-        self._train(objective)
+        self._train(sweep_loss)
         if self._notices.stopped and self._step < plan.num_steps:
             self._saver.wait()
             return {"stopped": self._step}
@@ -141,7 +141,7 @@ class TrainingRun:
             write_result(self.task.folder, result)
         return result
 
-    def _train(self, objective: Objective) -> None:
+    def _train(self, sweep_loss: SweepLoss) -> None:
         """Take the steps that are left; none where the run had ended early."""
         if self._tired():
             return
@@ -149,8 +149,8 @@ class TrainingRun:
             train(
                 self.engine,
                 self.materials.plan,
-                objective.reader,
-                objective.loss,
+                sweep_loss.reader,
+                sweep_loss.loss,
                 optimizer=self.task.config.optimizer,
                 after_step=self._after_step,
                 start=self._step,
@@ -163,13 +163,13 @@ class TrainingRun:
     def _held_out(self) -> HeldOut | None:
         if self.materials.held_out is None:
             return None
-        objective = self._objectives.of(self.materials.held_out)
-        metric, known = self.task.config.held_out.best_metric, (LOSS, *objective.loss.metrics)
+        sweep_loss = self._losses.of(self.materials.held_out)
+        metric, known = self.task.config.held_out.best_metric, (LOSS, *sweep_loss.loss.metrics)
         if metric is not None and metric not in known:
             raise TrainingError(
                 f"held_out.best_metric {metric!r} is not measured, only {', '.join(known)}"
             )
-        return HeldOut(self.engine, objective)
+        return HeldOut(self.engine, sweep_loss)
 
     def _after_step(self, step: int, metrics: Metrics) -> bool:
         """Log; measure and save what is due. Whether this was the last step."""

@@ -30,7 +30,7 @@ from metaalign.store.token_store import TokenStore
 from metaalign.train.engines.starting import open_reference, start_engine
 from metaalign.train.launch.driver import prepare_task
 from metaalign.train.launch.standalone import join_workers
-from metaalign.train.loop.sweep_losses import Objectives
+from metaalign.train.loop.sweep_losses import SweepLosses
 from metaalign.train.loop.training_loop import LOSS, Metrics, train
 from metaalign.train.task import EXAMPLES_PER_SWEEP_STEP, DeviceType, Task, gather_materials
 from tests.benchmarks.gpu_arithmetic import DecoderShape, seen_by, seen_in_sequences
@@ -138,8 +138,8 @@ def train_ours(spec: TrainingSpec) -> dict[str, Any]:
     join_workers(spec.device_type)
     engine = start_engine(task, torch.device(spec.device_type, 0))
     store, plan, _ = gather_materials(task)
-    objectives = Objectives(task, engine, store, open_reference)
-    objective = objectives.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
+    losses = SweepLosses(task, engine, store, open_reference)
+    objective = losses.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
     meter, losses = StepMeter(spec.device_type), []
 
     def after_step(_: int, metrics: Metrics) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 
 from metaalign.train.engines.interface import Engine
 from metaalign.train.loop.results import pair_order
-from metaalign.train.loop.sweep_losses import Objective
+from metaalign.train.loop.sweep_losses import SweepLoss
 from metaalign.train.loop.training_loop import Measurement, Metrics, measure
 from metaalign.train.losses.pairs import PairLoss
 
@@ -14,11 +14,11 @@ at the start."""
 
 
 class HeldOut:
-    """Measures an objective; the last measurement is kept for the step that it is of."""
+    """Measures a loss over the held-out examples; the last measurement is kept for the step that it is of."""
 
-    def __init__(self, engine: Engine, objective: Objective) -> None:
+    def __init__(self, engine: Engine, sweep_loss: SweepLoss) -> None:
         self._engine = engine
-        self._objective = objective
+        self._sweep_loss = sweep_loss
         self._last: tuple[int, Measurement] | None = None
 
     def knows(self, step: int) -> bool:
@@ -31,14 +31,14 @@ class HeldOut:
 
     def order(self, step: int) -> dict[str, float] | None:
         """The order of the held-out pairs after this many steps; None where the loss has none."""
-        loss = self._objective.loss
+        loss = self._sweep_loss.loss
         if not isinstance(loss, PairLoss):
             return None
         return pair_order(loss.gaps(self._measure(step).logprobs))
 
     def _measure(self, step: int) -> Measurement:
         if self._last is None or self._last[0] != step:
-            sweep, reader, loss, reference = self._objective
+            sweep, reader, loss, reference = self._sweep_loss
             found = measure(self._engine, sweep, reader, loss)
             if reference is not None:
                 found.metrics[LOG_RATIO] = float(np.abs(found.logprobs - reference).mean())

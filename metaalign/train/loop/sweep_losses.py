@@ -24,7 +24,7 @@ from metaalign.train.losses.pairs import PairLoss, RankingLoss, SFTLoss
 from metaalign.train.task import Task
 
 
-class Objective(NamedTuple):
+class SweepLoss(NamedTuple):
     """A loss over a selection, and what it takes to compute it."""
 
     sweep: Sweep
@@ -35,8 +35,8 @@ class Objective(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objectives:
-    """Makes the objective of any selection of a task. Every worker calls it alike."""
+class SweepLosses:
+    """Makes the loss over any selection of a task. Every worker calls it alike."""
 
     task: Task
     engine: Engine
@@ -45,21 +45,21 @@ class Objectives:
     open_reference: OpenReference
     """Opens an engine over a further reference: a task's initial model."""
 
-    def of(self, sweep: Sweep) -> Objective:
+    def of(self, sweep: Sweep) -> SweepLoss:
         """The loss over a selection, after the reference passes over the sweep that it needs."""
         config, selection, columns = self.task.config, sweep.selection, self.store.columns
         reader = Reader(self.store, selection)
         if not isinstance(config, DPOConfig):
-            return Objective(sweep, reader, SFTLoss(selection, columns), None)
+            return SweepLoss(sweep, reader, SFTLoss(selection, columns), None)
         if config.loss.reference_free:
-            return Objective(sweep, reader, PairLoss(selection, columns, None, config.loss), None)
+            return SweepLoss(sweep, reader, PairLoss(selection, columns, None, config.loss), None)
         references = self._references(sweep, reader)
         if config.loss.name == "kto":
             loss: Loss = KTOLoss(selection, columns, references[0], config.loss)
         else:
             form = RankingLoss if config.loss.name == "plackett_luce" else PairLoss
             loss = form(selection, columns, references, config.loss)
-        return Objective(sweep, reader, loss, references[0])
+        return SweepLoss(sweep, reader, loss, references[0])
 
     def _references(self, sweep: Sweep, reader: Reader) -> np.ndarray:
         """(M, R) log-probs in nats of the start, and of every further reference, one at a time."""
