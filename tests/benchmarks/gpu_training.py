@@ -138,8 +138,8 @@ def train_ours(spec: TrainingSpec) -> dict[str, Any]:
     join_workers(spec.device_type)
     engine = start_engine(task, torch.device(spec.device_type, 0))
     store, plan, _ = gather_materials(task)
-    losses = SweepLosses(task, engine, store, open_reference)
-    objective = losses.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
+    sweep_losses = SweepLosses(task, engine, store, open_reference)
+    sweep_loss = sweep_losses.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
     meter, losses = StepMeter(spec.device_type), []
 
     def after_step(_: int, metrics: Metrics) -> bool:
@@ -150,8 +150,8 @@ def train_ours(spec: TrainingSpec) -> dict[str, Any]:
     train(
         engine,
         plan,
-        objective.reader,
-        objective.loss,
+        sweep_loss.reader,
+        sweep_loss.loss,
         optimizer=task.config.optimizer,
         after_step=after_step,
     )

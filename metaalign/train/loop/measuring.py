@@ -14,7 +14,7 @@ at the start."""
 
 
 class HeldOut:
-    """Measures a loss over the held-out examples; the last measurement is kept for the step that it is of."""
+    """Measures a loss over the held-out examples. Keeps the last measurement, with its step."""
 
     def __init__(self, engine: Engine, sweep_loss: SweepLoss) -> None:
         self._engine = engine
