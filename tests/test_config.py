@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -19,7 +18,7 @@ from metaalign.config import (
     parse_arguments,
     resolve,
 )
-from metaalign.config.dpo import LossName, PreferenceLossConfig
+from metaalign.config.preference_losses import PREFERENCE_LOSSES, PreferenceLossConfig
 from metaalign.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ray_jobs" / "configs"
@@ -249,7 +248,7 @@ def test_help_lists_every_setting_with_its_sentence(
 
 def test_each_loss_has_its_own_defaults_and_they_survive_the_way_to_a_worker() -> None:
     beta = {"simpo": 2.0, "sppo_hard": 0.001}
-    for name in get_args(LossName):
+    for name in PREFERENCE_LOSSES:
         loss = PreferenceLossConfig(name=name)
         assert loss.beta == beta.get(name, 0.1)
         assert loss.sft_weight == (1.0 if name == "orpo" else 0.0)

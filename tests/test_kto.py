@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import Selection, select_labelled
 from metaalign.steps.trees import Rows
 from metaalign.train.loop.training_loop import LooksAhead
@@ -34,7 +34,7 @@ def sigmoid(x: float) -> float:
 def build(items: list[Item], **settings: float) -> tuple[Selection, KTOLoss]:
     columns = make_columns(items)
     selection = select_labelled(columns, split=None, context=99)
-    reference = np.full(len(selection.response), REFERENCE)
+    reference = np.full((1, len(selection.response)), REFERENCE)
     config = PreferenceLossConfig.model_validate({"name": "kto", "beta": 0.5, **settings})
     return selection, KTOLoss(selection, columns, reference, config)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import select_ranked
 from metaalign.train.losses.pairs import PairLoss
 from tests.loss_rows import make_rows

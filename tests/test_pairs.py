@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import select_best, select_ranked
 from metaalign.train.losses.pairs import (
     CHOSEN_REWARD,
@@ -141,8 +141,9 @@ def test_a_worker_without_examples_adds_zero_and_still_has_a_gradient():
     ranked = select_ranked(columns, split=None, context=99)
     best = select_best(columns, split=None, context=99)
     reference, config = np.zeros((1, 2)), PreferenceLossConfig(sft_weight=1.0)
+    ranking = PreferenceLossConfig(name="plackett_luce", sft_weight=1.0)
     of_pairs = PairLoss(ranked, columns, reference, config)
-    of_rankings = RankingLoss(ranked, columns, reference, config)
+    of_rankings = RankingLoss(ranked, columns, reference, ranking)
     empty = ((ranked, of_pairs), (ranked, of_rankings), (best, SFTLoss(best, columns)))
     for selection, loss in empty:
         rows = make_rows(selection, [], padding=3)

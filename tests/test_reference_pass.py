@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.store.token_store import TokenStore
 from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy

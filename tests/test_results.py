@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import select_ranked
 from metaalign.store.token_store import TokenStore
 from metaalign.train.loop.results import pair_order, read_result, write_result

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from metaalign.config import DPOConfig, SFTConfig, resolve
-from metaalign.config.dpo import WITH_MARGIN
+from metaalign.config.preference_losses import names_with_margin
 from metaalign.errors import PlanError
 from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.folders import checkpoints_place, weights_fingerprint
@@ -200,15 +200,15 @@ def _select(task: Task, store: TokenStore, split: str) -> Selection:
     loss = config.loss if isinstance(config, DPOConfig) else None
     select = select_best
     if loss is not None:
-        select = select_labelled if loss.name == "kto" else select_ranked
+        select = select_labelled if loss.kind.data == "single" else select_ranked
     group_by = config.batch.group_by
     selection = select(columns, split=split, context=task.context, group_by=group_by)
     with_margin = int((columns.margin[selection.example] != 0).sum())
-    if loss is not None and with_margin and not loss.takes_margin:
+    if loss is not None and with_margin and not loss.kind.has_margin:
         raise PlanError(
             f"loss.name {loss.name!r} knows no margin, and {with_margin} of {len(selection)} "
-            f"examples of split {split!r} carry one; take one of {', '.join(WITH_MARGIN)}, or "
-            "prepare the data without `margin`"
+            f"examples of split {split!r} carry one; take one of "
+            f"{', '.join(names_with_margin())}, or prepare the data without `margin`"
         )
     return selection
 

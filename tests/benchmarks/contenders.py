@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.config.sections import OptimizerConfig
 from metaalign.steps.plan import Packing, Plan
 from metaalign.steps.selection import select_best, select_ranked

@@ -23,6 +23,9 @@ from metaalign.train.losses.kto import KTOLoss
 from metaalign.train.losses.pairs import PairLoss, RankingLoss, SFTLoss
 from metaalign.train.task import Task
 
+_FORMS = {"pairs": PairLoss, "ranking": RankingLoss, "single": KTOLoss}
+"""What gathers a loss's inputs, by the data that it learns from."""
+
 
 class SweepLoss(NamedTuple):
     """A loss over a selection, and what it takes to compute it."""
@@ -51,15 +54,10 @@ class SweepLosses:
         reader = Reader(self.store, selection)
         if not isinstance(config, DPOConfig):
             return SweepLoss(sweep, reader, SFTLoss(selection, columns), None)
-        if config.loss.reference_free:
-            return SweepLoss(sweep, reader, PairLoss(selection, columns, None, config.loss), None)
-        references = self._references(sweep, reader)
-        if config.loss.name == "kto":
-            loss: Loss = KTOLoss(selection, columns, references[0], config.loss)
-        else:
-            form = RankingLoss if config.loss.name == "plackett_luce" else PairLoss
-            loss = form(selection, columns, references, config.loss)
-        return SweepLoss(sweep, reader, loss, references[0])
+        kind = config.loss.kind
+        references = self._references(sweep, reader) if kind.has_reference else None
+        loss = _FORMS[kind.data](selection, columns, references, config.loss)
+        return SweepLoss(sweep, reader, loss, None if references is None else references[0])
 
     def _references(self, sweep: Sweep, reader: Reader) -> np.ndarray:
         """(M, R) log-probs in nats of the start, and of every further reference, one at a time."""

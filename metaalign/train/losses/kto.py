@@ -4,18 +4,16 @@ Dimensions: T = targets, S = sequences of a micro-batch, R = all used responses.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import Selection
 from metaalign.steps.trees import Rows, response_index
 from metaalign.store.columns import Columns
-from metaalign.train.losses.formulas import kto_loss
-from metaalign.train.losses.pairs import LossSum, like
+from metaalign.train.losses.pairs import LossSum, like, loss_function
 from metaalign.train.model.policy import sequence_logprobs
 
 DESIRABLE_REWARD = "desirable_reward"
@@ -45,22 +43,21 @@ class KTOLoss:
         self,
         selection: Selection,
         columns: Columns,
-        reference: np.ndarray,
+        references: np.ndarray,
         config: PreferenceLossConfig,
     ) -> None:
         """Gather what the loss needs to know of every used response.
 
         Args:
-            reference: (R,) summed log-probabilities in nats, aligned with `selection.response`.
-                What the rows never show may be NaN.
+            references: (1, R) summed log-probabilities in nats, aligned with
+                `selection.response`. What the rows never show may be NaN.
         """
+        (reference,) = references
         assert reference.shape == selection.response.shape
         own = columns.response_start[selection.response_row] + selection.response
         example_weight = columns.weight[selection.example]
         marked = selection.response_count - 1
         mismatched = selection.mismatched
-        assert config.desirable_weight is not None
-        assert config.undesirable_weight is not None
         self._selection = selection
         self._reference = reference
         self._desirable = columns.desirable[own] == 1
@@ -68,12 +65,7 @@ class KTOLoss:
         self._weight = np.repeat(example_weight / marked, selection.response_count) * ~mismatched
         self._point_weight = np.repeat(example_weight, selection.response_count) * mismatched
         self._beta, self._sft_weight = config.beta, config.sft_weight
-        self._kto_loss = partial(
-            kto_loss,
-            beta=config.beta,
-            desirable_weight=config.desirable_weight,
-            undesirable_weight=config.undesirable_weight,
-        )
+        self._function = loss_function(config)
         self._step: Tensor | None = None
 
     def look_ahead(
@@ -103,7 +95,7 @@ class KTOLoss:
         reference_point, step_weight, good_weight, bad_weight = self._step
         ratio, flat, policy = self._ratios(logprobs, rows)
         weight, good = like(ratio, self._weight[flat]), like(ratio, self._desirable[flat])
-        by_response = self._kto_loss(ratio=ratio, desirable=good, reference_point=reference_point)
+        by_response = self._function(ratio=ratio, desirable=good, reference_point=reference_point)
         value = (weight * by_response).sum()
         if self._sft_weight:
             share = weight * good / like(ratio, self._selection.target_count[flat])

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metaalign.config.dpo import PreferenceLossConfig
+from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.steps.selection import Selection, ranges
 from metaalign.steps.trees import Rows, response_index
 from metaalign.store.columns import Columns
-from metaalign.train.losses import formulas as losses
+from metaalign.train.losses import formulas
 from metaalign.train.model.policy import sequence_logprobs
 
 REWARD_ACCURACY = "reward_accuracy"
@@ -68,27 +68,11 @@ class Gaps(NamedTuple):
     """(P,) chosen reward minus rejected, over beta."""
 
 
-class PairForm(NamedTuple):
-    """How a loss of pairs is computed."""
-
-    function: Callable[..., Tensor]
-    per_token: bool = False
-    """Whether it compares averages over a response's targets."""
-    setting: str | None = None
-    """What it reads of its config besides beta."""
-
-
-PAIR_FORMS = {
-    "sigmoid": PairForm(losses.dpo_loss),
-    "ipo": PairForm(losses.ipo_loss, per_token=True),
-    "hinge": PairForm(losses.hinge_loss),
-    "robust": PairForm(losses.robust_loss, setting="label_smoothing"),
-    "simpo": PairForm(losses.simpo_loss, per_token=True, setting="target_margin"),
-    "orpo": PairForm(losses.orpo_loss, per_token=True),
-    "apo_zero": PairForm(losses.apo_zero_loss),
-    "apo_down": PairForm(losses.apo_down_loss),
-    "sppo_hard": PairForm(losses.sppo_hard_loss),
-}
+def loss_function(config: PreferenceLossConfig) -> Callable[..., Tensor]:
+    """The function in `formulas` that the table of losses names, with beta and the loss's own
+    settings filled in."""
+    function = getattr(formulas, config.kind.function)
+    return partial(function, beta=config.beta, **config.own_settings)
 
 
 def ordered_slots(occurrence: np.ndarray, score: np.ndarray) -> Pairs:
@@ -118,7 +102,7 @@ class SFTLoss:
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
         """Args: (T,) log-probabilities in nats, and the rows that they are of."""
         weight = np.append(self._weight[rows.position], 0.0)[rows.sequence]
-        return LossSum(losses.sft_loss(logprobs=logprobs, weight=like(logprobs, weight)), {})
+        return LossSum(formulas.sft_loss(logprobs=logprobs, weight=like(logprobs, weight)), {})
 
 
 class PairLoss:
@@ -144,7 +128,7 @@ class PairLoss:
                 `selection.response`. What the rows never show may be NaN. None where the loss
                 knows no reference.
         """
-        assert (references is None) == config.reference_free
+        assert (references is not None) == config.kind.has_reference
         assert references is None or references.shape[1:] == selection.response.shape
         first = np.repeat(columns.response_start[selection.example], selection.response_count)
         self._selection = selection
@@ -153,7 +137,7 @@ class PairLoss:
         self._margin = columns.margin[selection.example]
         self._references = references
         self._config = config
-        self._per_token = config.name in PAIR_FORMS and PAIR_FORMS[config.name].per_token
+        self._function = loss_function(config)
 
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
         """Args: (T,) log-probabilities in nats, and the rows that they are of."""
@@ -189,23 +173,19 @@ class PairLoss:
             merged = [part[0] for part in references]
             if len(self._references) > 1:
                 assert self._config.reference_clip is not None
-                merged = losses.virtual_reference(
+                merged = formulas.virtual_reference(
                     chosen=references[0], rejected=references[1], clip=self._config.reference_clip
                 )
             scores = [score - part for score, part in zip(scores, merged, strict=True)]
-        if self._per_token:
+        if self._config.kind.is_mean:
             counts = [like(policy, self._selection.target_count[place]) for place in places]
             scores = [score / count for score, count in zip(scores, counts, strict=True)]
         return scores[0], scores[1]
 
     def _sum(self, chosen: Tensor, rejected: Tensor, pairs: Pairs, rows: Rows) -> Tensor:
         """The weighted sum over the micro-batch."""
-        config, form = self._config, PAIR_FORMS[self._config.name]
-        position = rows.position[pairs.chosen]
-        compute = partial(form.function, beta=config.beta)
-        if form.setting:
-            compute = partial(compute, **{form.setting: getattr(config, form.setting)})
-        if config.takes_margin:
+        compute, position = self._function, rows.position[pairs.chosen]
+        if self._config.kind.has_margin:
             compute = partial(compute, margin=like(chosen, self._margin[position]))
         weight = like(chosen, pairs.share * self._weight[position])
         return (weight * compute(chosen=chosen, rejected=rejected)).sum()
@@ -224,12 +204,11 @@ class RankingLoss(PairLoss):
     """Plackett-Luce over all responses of an example; its metrics are those of the pairs."""
 
     def _sum(self, chosen: Tensor, rejected: Tensor, pairs: Pairs, rows: Rows) -> Tensor:
-        by_slot = losses.plackett_luce_loss(
+        by_slot = self._function(
             chosen=chosen,
             rejected=rejected,
             slot=like(chosen, pairs.chosen),
             num_slots=rows.num_sequences,
-            beta=self._config.beta,
         )
         return (like(chosen, self._weight[rows.position]) * by_slot).sum()
 
