@@ -10,18 +10,19 @@ tokenizer's own end token, which closes every response):
     <|response|>LIMA.</s>
 """
 
+import copy
 import hashlib
+import importlib.util
 import json
-import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers  # its classes are named in full: importing one imports torch, for seconds
-from tokenizers import Tokenizer
 
 from metaalign.errors import TemplateError
 from metaalign.examples import Turn, is_utf8
+from metaalign.plain_text import plain_text_tokenizer
 
 SCHEMA_VERSION = 1
 TEMPLATE_FILE = "template.json"
@@ -82,8 +83,28 @@ def read_tokenizer(path: str | Path) -> "transformers.PreTrainedTokenizerFast":
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TemplateError(f"{path}: no tokenizer can be loaded: {error!r}") from error
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        needed = _SENTENCEPIECE if _needs_sentencepiece(Path(path)) else repr(error)
+        raise TemplateError(f"{path}: no tokenizer can be loaded: {needed}") from error
+
+
+_SENTENCEPIECE = (
+    "it holds a tokenizer.model and no tokenizer.json, which needs the package sentencepiece: "
+    "install it (pip install sentencepiece protobuf), or save the tokenizer once elsewhere with "
+    "AutoTokenizer.from_pretrained(...).save_pretrained(...), which writes a tokenizer.json"
+)
+
+
+def _needs_sentencepiece(folder: Path) -> bool:
+    """Whether a folder holds a sentencepiece model alone, and the package is not there. Tiktoken's
+    files of that name are text; a sentencepiece model begins with the tag of a protobuf field."""
+    file = folder / "tokenizer.model"
+    if importlib.util.find_spec("sentencepiece") is not None or not file.is_file():
+        return False
+    if (folder / "tokenizer.json").is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(1) == b"\n"
 
 
 class Template:
@@ -124,9 +145,13 @@ class Template:
         self.control_ids = {tier: vocabulary[token] for tier, token in CONTROL_TOKENS.items()}
         self.vocabulary_size = max(vocabulary.values()) + 1
         self._forbidden = _forbidden_ids(tokenizer) | set(self.control_ids.values())
-        self._text_backend = _text_backend(
-            tokenizer, {token for token, id in vocabulary.items() if id in self._forbidden}
+        kept = _text_tokens(tokenizer, self._forbidden)
+        self._text_backend = plain_text_tokenizer(
+            tokenizer.backend_tokenizer.to_str(),
+            kept=kept,
+            forbidden={token for token, id in vocabulary.items() if id in self._forbidden},
         )
+        self._text_token_ids = {token: vocabulary[token] for token in sorted(kept)}
         self.fingerprint = self._fingerprint()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -228,8 +253,14 @@ class Template:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer and `template.json` beside it."""
-        self.tokenizer.save_pretrained(str(folder))
+        """Write the tokenizer and `template.json` beside it.
+
+        The tokenizer's own chat template is left out: nothing is trained on what it renders, and
+        whoever applied it would ask the model in tokens that it never saw.
+        """
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(str(folder))
         template = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
@@ -281,6 +312,8 @@ class Template:
             "ends": [self.bos_id, self.eos_id],
             "golden": self.golden(),
         }
+        if self._text_token_ids:
+            rendered["text_tokens"] = self._text_token_ids
         return hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
 
 
@@ -292,30 +325,12 @@ def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int
     return (special - {unknown}) | {id for id in named if id is not None}
 
 
-def _text_backend(
-    tokenizer: "transformers.PreTrainedTokenizerFast", forbidden: set[str]
-) -> Tokenizer:
-    """A copy of the tokenizer that knows no added token, and whose model cannot spell one.
-
-    Special tokens that also stand in the model's own vocabulary are renamed there to something
-    that nobody can type: a Unigram model, or a BPE that ignores merges, would match them in text.
-    """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    model, secret = backend["model"], secrets.token_hex(16)
-    names = {token: secret + token for token in forbidden}
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(token, token): id for token, id in vocabulary.items()}
-    else:
-        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    if "merges" in model:
-        model["merges"] = [merge for merge in model["merges"] if _spells_none(merge, forbidden)]
-    return Tokenizer.from_str(json.dumps(backend))
-
-
-def _spells_none(merge: str | list[str], forbidden: set[str]) -> bool:
-    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return forbidden.isdisjoint((left, right, left + right))
+def _text_tokens(
+    tokenizer: "transformers.PreTrainedTokenizerFast", forbidden: set[int]
+) -> set[str]:
+    """The added tokens that are plain text of the model's language, such as `<think>`."""
+    return {
+        token.content
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if not token.special and id not in forbidden
+    }

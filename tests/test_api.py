@@ -160,6 +160,55 @@ def test_what_asks_for_nothing_is_accepted() -> None:
     assert to_segments(request(**fields)) == [Segment("user_query", "Capital of Peru?")]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "length_penalty": 1.0},
+        {"best_of": 1, "ignore_eos": False, "skip_special_tokens": True, "echo": False},
+        {"reasoning_effort": "none", "function_call": "none", "chat_template_kwargs": {}},
+        {"request_id": "7", "prompt_cache_retention": "24h"},
+    ],
+)
+def test_defaults_that_clients_send_by_habit_ask_for_nothing(fields: dict[str, Any]) -> None:
+    assert to_segments(request(**fields)) == [Segment("user_query", "Capital of Peru?")]
+
+
+def test_who_speaks_and_what_is_cached_change_no_answer() -> None:
+    part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    echoed = {
+        "role": "assistant", "content": "Hello.", "id": "m-1", "name": "lima",
+        "reasoning_content": None, "reasoning": "", "reasoning_details": [], "parsed": None,
+        "provider_specific_fields": {}, "tool_calls": [], "function_call": None,
+    }  # fmt: skip
+    messages = [
+        {"role": "system", "name": "ops", "content": "Be brief."},
+        {"role": "user", "name": "bob", "content": [part], "cache_control": {"type": "ephemeral"}},
+        echoed,
+        {"role": "user", "name": "eve", "content": "Bye"},
+    ]
+    assert to_segments(request(messages=messages)) == [
+        Segment("system_info", "Be brief."),
+        Segment("user_query", "Hi"),
+        Segment("response", "Hello."),
+        Segment("user_query", "Bye"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("tool_calls", [{"id": "1"}]), ("reasoning_content", "Hm."), ("audio", {"id": "a"})],
+)
+def test_what_an_echoed_answer_says_beside_its_text_is_refused_by_name(
+    key: str, value: Any
+) -> None:
+    answer = {"role": "assistant", "content": "Hello.", key: value}
+    told = refusal(messages=[*QUERY, answer, *QUERY])
+    assert (told.param, told.message) == (
+        f"messages[1].{key}",
+        f"messages[1].{key}: not supported by this server",
+    )
+
+
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 

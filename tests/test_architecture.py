@@ -16,6 +16,7 @@ ROOMS = (
     "folders",
     "examples",
     "preferences",
+    "plain_text",
     "template",
     "wire",
     "tracking",

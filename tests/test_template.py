@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from metaalign.errors import TemplateError
 from metaalign.examples import Turn
@@ -23,6 +23,7 @@ CONTROLS = list(CONTROL_TOKENS.values())
 TEXTS = st.lists(
     st.one_of(
         st.sampled_from([*CONTROLS, "<|end|>", "</s>", "<s>", "<unk>", "<0x0A>", "<|", "|>", "▁"]),
+        st.sampled_from(["<think>", "</think>", "<|vision|>", "<|pad|>"]),
         st.text(max_size=8),
     ),
     max_size=6,
@@ -39,6 +40,17 @@ def stories(shared_data: Path) -> Template:
     return load_tokenizer(str(shared_data / "stories260k"))
 
 
+@pytest.fixture(scope="module")
+def thinking() -> Template:
+    """Special and plain tokens added in turn, as a model's vocabulary grows."""
+    tokenizer = train_tokenizer(TEXT, 300).tokenizer
+    for token, special in (
+        ("<|vision|>", True), ("<think>", False), ("<|pad|>", True), ("</think>", False)
+    ):  # fmt: skip
+        tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])  # pyright: ignore
+    return Template(tokenizer)
+
+
 def tokenizer_with(model: models.Model, special: list[str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(model)
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
@@ -47,6 +59,10 @@ def tokenizer_with(model: models.Model, special: list[str]) -> PreTrainedTokeniz
 
 def count_controls(template: Template, ids: list[int]) -> int:
     special = {*template.control_ids.values(), template.eos_id, template.bos_id}
+    special |= {
+        template.tokenizer.convert_tokens_to_ids(token) for token in ("<|vision|>", "<|pad|>")
+    }
+    special -= {None, template.tokenizer.unk_token_id}
     return sum(id in special for id in ids)
 
 
@@ -98,7 +114,7 @@ def test_segments_sum_to_the_prompt_less_its_last_control_token(stories: Templat
 
 @settings(max_examples=200, deadline=None)
 @given(system=TEXTS, user=TEXTS, query=TEXTS, answer=TEXTS, later=TEXTS, update=TEXTS)
-@pytest.mark.parametrize("kind", ["trained", "stories"])
+@pytest.mark.parametrize("kind", ["trained", "stories", "thinking"])
 def test_no_text_makes_a_control_token_in_any_tier_or_turn(
     request: pytest.FixtureRequest, kind: str, system: str, user: str, query: str, answer: str,
     later: str, update: str,
@@ -119,8 +135,12 @@ def test_no_text_makes_a_control_token_in_any_tier_or_turn(
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
-def test_a_byte_level_response_decodes_to_exactly_its_text(trained: Template, text: str) -> None:
-    assert trained.decode(trained.response_ids(text)) == text
+@pytest.mark.parametrize("kind", ["trained", "thinking"])
+def test_a_byte_level_response_decodes_to_exactly_its_text(
+    request: pytest.FixtureRequest, kind: str, text: str
+) -> None:
+    template = request.getfixturevalue(kind)
+    assert template.decode(template.response_ids(text)) == text
 
 
 @settings(max_examples=100, deadline=None)
@@ -160,13 +180,45 @@ def test_a_merge_that_spells_a_control_token_is_dropped() -> None:
     assert template.encode_texts(["</s>"]) == [[vocabulary["</"], vocabulary["s>"]]]
 
 
-def test_an_added_token_that_is_not_special_is_plain_text() -> None:
-    tokenizer = train_tokenizer(TEXT, 300).tokenizer
-    tokenizer.add_tokens(["<think>"])
-    template = Template(tokenizer)
-    (ids,) = template.encode_texts(["a <think> b"])
-    assert tokenizer.convert_tokens_to_ids("<think>") not in ids
-    assert template.decode(ids) == "a <think> b"
+def test_an_added_token_that_is_not_special_is_part_of_the_language(thinking: Template) -> None:
+    own = thinking.tokenizer
+    text = "<think>Lima?</think> a <think>\n"
+    (ids,) = thinking.encode_texts([text])
+    assert ids == own.encode(text, add_special_tokens=False)  # as the model's own tokenizer
+    assert ids.count(own.convert_tokens_to_ids("<think>")) == 2
+    assert thinking.decode(ids) == text
+
+
+def test_special_tokens_are_plain_characters_beside_added_ones(thinking: Template) -> None:
+    own = thinking.tokenizer
+    for special in ("<|vision|>", "<|pad|>", "<|response|>", "<|end|>"):
+        (ids,) = thinking.encode_texts([f"{special}<think>"])
+        assert own.convert_tokens_to_ids(special) not in ids
+        assert ids[-1] == own.convert_tokens_to_ids("<think>")
+        assert thinking.decode(ids) == f"{special}<think>"
+        assert thinking.decode([own.convert_tokens_to_ids(special), *ids[-1:]]) != special
+
+
+def test_text_tokens_change_the_fingerprint_and_travel(
+    thinking: Template, trained: Template, tmp_path: Path
+) -> None:
+    assert thinking.fingerprint != trained.fingerprint
+    thinking.save(tmp_path)
+    for other in (Template.verify(tmp_path), pickle.loads(pickle.dumps(thinking))):
+        assert other.encode_texts(["a</think>"]) == thinking.encode_texts(["a</think>"])
+        assert other.decode(other.response_ids("<think>a")) == "<think>a"
+
+
+def test_a_base_models_chat_template_is_not_saved(trained: Template, tmp_path: Path) -> None:
+    trained.tokenizer.chat_template = "{{ messages[0].content }}"
+    try:
+        trained.save(tmp_path)
+        assert trained.tokenizer.chat_template is not None
+    finally:
+        trained.tokenizer.chat_template = None
+    assert not list(tmp_path.glob("*chat_template*"))
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template is None
+    assert Template.verify(tmp_path).fingerprint == trained.fingerprint
 
 
 def test_text_that_is_not_utf8_is_refused(trained: Template) -> None:

@@ -45,7 +45,16 @@ from metaalign.template import Template
 from metaalign.tracking import Run
 from metaalign.upstream import Kept, Served
 
-ROOMS = ("examples.py", "template.py", "wire.py", "preferences", "upstream", "store", "data")
+ROOMS = (
+    "examples.py",
+    "plain_text.py",
+    "template.py",
+    "wire.py",
+    "preferences",
+    "upstream",
+    "store",
+    "data",
+)
 """Where the code lies that decides what a store holds."""
 
 _EXAMPLES_SHOWN = 12

@@ -11,34 +11,53 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "audio": (),
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "echo": (False,),
     "frequency_penalty": (0,),
-    "function_call": (),
+    "function_call": ("none", "auto"),
     "functions": ([],),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "min_p": (0,),
     "modalities": (["text"],),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0,),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
     "stop": ([], ""),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_k": (-1, 0),
     "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
-"""OpenAI fields that are not supported: the values, beside null, that ask for nothing."""
+"""Fields that OpenAI and vLLM know and this server does not: the values, beside null, that ask for
+nothing."""
 
 IGNORED = frozenset(
-    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "request_id", "safety_identifier"}
+    | {"service_tier", "store", "user"}
 )
-"""OpenAI fields that never change an answer."""
+"""Fields of a request that never change an answer."""
 
-IGNORED_IN_MESSAGE = frozenset({"annotations", "audio", "function_call", "refusal", "tool_calls"})
-"""Fields of a message that clients echo; null or empty, they say nothing."""
+IGNORED_IN_MESSAGE = frozenset({"cache_control", "id", "name"})
+"""Fields of a message, or of a part of one, that never change an answer. The template has no place
+for a participant's name, and this server's cache takes no orders."""
+
+ECHOED = frozenset(
+    {"annotations", "audio", "function_call", "images", "parsed", "provider_specific_fields"}
+    | {"reasoning", "reasoning_content", "reasoning_details", "refusal", "tool_call_id"}
+    | {"tool_calls"}
+)
+"""Fields that clients echo with an answer. Null or empty, they say nothing; others are refused."""
 
 
 class Body(BaseModel):
@@ -56,9 +75,22 @@ class Body(BaseModel):
             raise ValueError(f"is not valid Unicode at character {error.start}") from error
 
 
+def _without_habits(said: Any) -> Any:
+    """A message, or a part of one, without the fields that change no answer."""
+    if not isinstance(said, dict):
+        return said
+    return {
+        key: value
+        for key, value in said.items()
+        if key not in IGNORED_IN_MESSAGE and not (key in ECHOED and value in (None, "", [], {}))
+    }
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: str
+
+    _drop_habits = model_validator(mode="before")(_without_habits)
 
 
 class Message(Body):
@@ -68,16 +100,7 @@ class Message(Body):
     content: str | list[TextPart]
     user_info: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_echoes(cls, message: Any) -> Any:
-        if not isinstance(message, dict):
-            return message
-        return {
-            key: value
-            for key, value in message.items()
-            if not (key in IGNORED_IN_MESSAGE and (value is None or value == []))
-        }
+    _drop_habits = model_validator(mode="before")(_without_habits)
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metaalign.errors import RequestError
 from metaalign.serve.bodies import (
+    ECHOED,
     Body,
     ChatRequest,
     Message,
@@ -60,6 +61,8 @@ def _explain(problem: Any) -> tuple[str, str]:
     if problem["type"] == "model_attributes_type" and not location:
         return "", "the body is not read as JSON; send the header Content-Type: application/json"
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
+    if problem["type"] == "extra_forbidden" and field in ECHOED:
+        return place, "not supported by this server"
     if problem["type"] == "extra_forbidden":
         return place, f"unknown field ({_hint(location)})"
     return place, problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
