@@ -93,4 +93,5 @@ def test_a_pair_of_openais_says_why_it_is_none(more: dict[str, Any], why: str) -
         "non_preferred_output": [message("assistant", "b")],
     }
     assert read("openai", row).used == 1
+    assert not read("openai", row).ignored
     assert reason("openai", {**row, **more}).startswith(why)

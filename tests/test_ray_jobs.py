@@ -45,6 +45,7 @@ def commands(path: Path) -> list[tuple[str, Path, list[str]]]:
 
 DOCUMENTED = [ROOT / "README.md", *CONFIGS, *sorted((ROOT / "ray_jobs").glob("*.py"))]
 DOCUMENTED += [ROOT / "cluster" / "ray.yaml", ROOT / "cluster" / "slurm.sbatch"]
+DOCUMENTED += sorted((ROOT / "docs").glob("*.md"))
 SHOWN = [(path.name, *command) for path in DOCUMENTED for command in commands(path)]
 
 

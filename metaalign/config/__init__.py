@@ -39,6 +39,7 @@ __all__ = [
     "load_config",
     "parse_arguments",
     "resolve",
+    "sections_of",
 ]
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -193,20 +194,23 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
             yield from _keys(section, f"{prefix}{name}.")
 
 
-def _parts(annotation: Any) -> tuple[str, tuple[Any, ...]]:
-    """What stands in a key for one of a list's or mapping's items, and their types."""
+def sections_of(annotation: Any) -> tuple[str, list[type[BaseModel]]]:
+    """What stands in a key between a setting and those inside it, and the sections that it holds.
+
+    A section holds itself, a list `0.` of them, a mapping `NAME.` of them.
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    between, types = "", (annotation,)
     if origin is tuple:
-        return "0.", arguments[:1]
+        between, types = "0.", arguments[:1]
     if origin is dict:
-        return "NAME.", arguments[1:]
-    return "", (annotation,)
+        between, types = "NAME.", arguments[1:]
+    return between, [section for each in types for section in _sections(each)]
 
 
 def _describe(model: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in model.model_fields.items():
-        between, types = _parts(field.annotation)
-        sections = [section for each in types for section in _sections(each)]
+        between, sections = sections_of(field.annotation)
         described = field.description is not None and _default(field) is None
         if between or not sections or described:
             default = "required" if field.is_required() else repr(_default(field))

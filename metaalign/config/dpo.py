@@ -19,6 +19,13 @@ from metaalign.config.sections import (
 )
 
 
+class DPOOptimizerConfig(OptimizerConfig):
+    """The optimizer and its schedule."""
+
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """Peak learning rate, reached after warmup."""
+
+
 class DPOConfig(Section):
     """`python -m ray_jobs.dpo CONFIG.yaml section.key=value ...`"""
 
@@ -35,7 +42,7 @@ class DPOConfig(Section):
     loss: PreferenceLossConfig = PreferenceLossConfig()
     length: TrainingLength = TrainingLength()
     batch: BatchConfig = BatchConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
+    optimizer: DPOOptimizerConfig = DPOOptimizerConfig()
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

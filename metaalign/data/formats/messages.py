@@ -28,7 +28,8 @@ _ROLES = {
     "developer": "system",
 }
 _CALLS = ("tool_calls", "function_call")
-_READ = frozenset({"role", "content", "from", "value", "weight", "train", *_CALLS})
+_READ = frozenset({"role", "content", "from", "value", "weight", "train", "messages", *_CALLS})
+"""What is read of a message, and of the object in which OpenAI's `input` holds its messages."""
 
 
 class Dialogue(NamedTuple):
