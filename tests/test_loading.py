@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from metaalign.config.sections import ModelConfig
 from metaalign.errors import ModelError
@@ -19,7 +19,6 @@ from metaalign.template import Template
 from metaalign.train.model.loading import (
     architecture_config,
     check_carried,
-    context_of,
     load_policy,
     prepare_initial,
 )
@@ -201,11 +200,6 @@ def test_a_model_whose_buffers_no_checkpoint_carries_is_refused() -> None:
     with pytest.raises(ModelError, match="e_score_correction_bias"):
         check_carried(config)
     check_carried(architecture_config(RANDOM))
-
-
-def test_the_context_is_the_models() -> None:
-    assert context_of(LlamaConfig(max_position_embeddings=77)) == 77
-    assert context_of(architecture_config(RANDOM, vocab_size=300)) == 256
 
 
 def test_no_worker_ever_holds_the_model_under_stage_3(

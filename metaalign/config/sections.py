@@ -91,6 +91,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward and backward pass. auto is bfloat16 on CUDA, float32 elsewhere."""
 
+    context: int | None = Field(default=None, ge=2)
+    """Longest sequence to train on, prompt and response together, in tokens. None takes what the
+    model's config states. A model that states none, such as Bloom or Mamba, needs it, and its
+    export states it; any other may train on shorter sequences, and its export stays as it is."""
+
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer once more there:
     much less memory, about a third more time."""

@@ -27,6 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 from metaalign.errors import ModelError
 from metaalign.folders import weights_fingerprint
 from metaalign.template import Template
+from metaalign.train.model.context import STATED_AS, stated_context
 
 
 @dataclass(frozen=True)
@@ -285,10 +286,10 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
 
 
 def _context(model: PreTrainedModel, folder: Path) -> int:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(context, int):
+    context = stated_context(model.config)
+    if context is None:
         raise ModelError(
-            f"{folder}: its config.json has no max_position_embeddings, so the longest prompt is "
-            "not known; add it"
+            f"{folder}: its config.json does not say how many tokens the model takes; add "
+            f"{STATED_AS!r} to it, as training with model.context does"
         )
     return context

@@ -31,7 +31,8 @@ from metaalign.steps.trees import measure_forest
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
 from metaalign.train.model.attention import BLOCK
-from metaalign.train.model.loading import context_of, find_reference, load_config_of
+from metaalign.train.model.context import stated_context
+from metaalign.train.model.loading import find_reference, load_config_of
 from metaalign.train.model.probe import choose_layout
 
 EXAMPLES_PER_SWEEP_STEP = 512
@@ -132,7 +133,8 @@ def with_references(task: Task, template: Template) -> Task:
         model_config = load_config_of(source)
         choose_layout(model_config, task.layout, task.attention)
         weights = weights_fingerprint(source) if Path(source).is_dir() else source
-        found.append(Reference(source, weights, context_of(model_config)))
+        context = stated_context(model_config) or task.context
+        found.append(Reference(source, weights, context))
     context = min([task.context, *(reference.context for reference in found)])
     return replace(task, context=context, references=tuple(found))
 
@@ -190,6 +192,7 @@ def identity(task: Task, store: TokenStore) -> dict[str, Any]:
         "batch.mixture": config.batch.mixture,
         # The result compares held-out figures from before the first step with those at the end.
         "held_out.max_examples": config.held_out.max_examples,
+        "model.context": config.model.context,
         "model.lora": config.model.model_dump(mode="json")["lora"],
         **settings,
     }

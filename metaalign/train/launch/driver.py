@@ -31,9 +31,9 @@ from metaalign.train.engines.optimizers import check_compiler, optimizer_name
 from metaalign.train.export import kept_before, write_recipe
 from metaalign.train.launch.kernels import choose_attention, choose_dtype
 from metaalign.train.loop.results import RESULT_FILE
+from metaalign.train.model.context import context_of
 from metaalign.train.model.loading import (
     check_carried,
-    context_of,
     find_model,
     load_config_of,
     prepare_initial,
@@ -84,7 +84,7 @@ def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
         config=config,
         initial=str(initial),
         weights=weights_fingerprint(initial),
-        context=context_of(model_config),
+        context=context_of(model_config, config.model.context),
         layout=choose_layout(model_config, config.model.layout, attention),
         attention=attention,
         dtype=dtype,

@@ -29,6 +29,7 @@ from metaalign.errors import ModelError
 from metaalign.folders import weights_fingerprint
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.model.attention import supported_kernel
+from metaalign.train.model.context import context_of, state_context, stated_context
 from metaalign.train.model.policy import Policy, targets_per_chunk
 from metaalign.train.model.vocabulary import check_tokenizer, grown_model, needed_rows, rows_of
 
@@ -60,14 +61,16 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
     size = needed_rows(template)
     source = None if config.path is None else find_model(config.path, storage)
     fits = False
+    model_config = architecture_config(config) if source is None else load_config_of(source)
+    context = context_of(model_config, config.context)
+    states_context = stated_context(model_config) is not None
     if source is not None:
-        model_config = load_config_of(source)
         check_not_quantized(model_config, source)
         check_tokenizer(source, template)
         fits = Path(source).is_dir() and rows_of(model_config) >= size
-        if fits and Path(source, TEMPLATE_FILE).is_file():
+        if fits and states_context and Path(source, TEMPLATE_FILE).is_file():
             return Path(source)
-    identity = _identity(config, source, template)
+    identity = _identity(config, source, template, None if states_context else context)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     made = folder.with_name(f"{folder.name}-{digest}")
     if not made.is_dir():
@@ -78,6 +81,8 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
             _link_model(Path(source), partial)
         else:
             grown_model(source, size, config.seed).save_pretrained(partial)
+        if not states_context:
+            _write_context(partial, context)
         template.save(partial)
         (partial / "initial.json").write_text(identity, encoding="utf-8")
         _move_in(partial, made)
@@ -198,11 +203,6 @@ def architecture_config(
         raise ModelError(f"model.architecture: {error}") from error
 
 
-def context_of(config: PretrainedConfig) -> int:
-    """Tokens that the model can take."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 2**31)
-
-
 def load_policy(
     folder: str | Path,
     *,
@@ -314,9 +314,22 @@ def _random(config: ModelConfig, template: Template, size: int) -> Any:
         return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
 
 
-def _identity(config: ModelConfig, source: str | None, template: Template) -> str:
+def _write_context(folder: Path, context: int) -> None:
+    """State the context in a folder's config, which may be a link to another model's."""
+    model_config = load_config_of(folder)
+    (folder / "config.json").unlink()
+    state_context(model_config, context)
+    model_config.save_pretrained(folder)
+
+
+def _identity(
+    config: ModelConfig, source: str | None, template: Template, context: int | None
+) -> str:
+    """What an initial model was made from; with the context where it had to be written down."""
     weights = weights_fingerprint(source) if source and Path(source).is_dir() else source
     identity = {"architecture": config.architecture, "seed": config.seed, "source": weights}
+    if context is not None:
+        identity["context"] = context
     return json.dumps({**identity, "template": template.fingerprint}, sort_keys=True)
 
 

@@ -1,0 +1,69 @@
+"""How many tokens a model takes: what its config states, or what `model.context` sets.
+
+Training, generation, evaluation and serving all ask here. Knows no weights and no data.
+"""
+
+from transformers import PretrainedConfig
+
+from metaalign.errors import ModelError
+
+STATED_AS = "max_position_embeddings"
+"""The key under which a context is written into the config of a model that states none: other
+servers read it too."""
+
+_KEYS = (
+    STATED_AS,
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_target_positions",
+    "model_max_length",
+    "context_length",
+)
+"""The names that architectures have for it; the first that is a positive number counts."""
+
+
+def stated_context(config: PretrainedConfig) -> int | None:
+    """Tokens of a sequence at most, prompt and response together, as the model's config says.
+
+    None where it says nothing, as with Bloom, Mamba and other models without a position table.
+    """
+    text_config = config.get_text_config(decoder=True)
+    for name in _KEYS:
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def context_of(config: PretrainedConfig, asked: int | None = None) -> int:
+    """Tokens of a sequence at most, prompt and response together.
+
+    Args:
+        asked: The setting `model.context`. None takes what the config states.
+
+    Raises:
+        ModelError: neither is given, or more is asked for than the model takes.
+    """
+    stated = stated_context(config)
+    if stated is None and asked is None:
+        raise ModelError(
+            f"{config.model_type}: the model's config.json does not say how many tokens the model "
+            "takes; set model.context to the longest sequence to train on, such as 2048. The "
+            f"exported model states it as {STATED_AS}"
+        )
+    if stated is not None and asked is not None and asked > stated:
+        raise ModelError(
+            f"model.context {asked}: the model takes {stated} tokens; set model.context to at most "
+            f"{stated}, or leave it out"
+        )
+    found = stated if asked is None else asked
+    assert found is not None
+    return found
+
+
+def state_context(config: PretrainedConfig, context: int) -> None:
+    """Write the context into the config of a model that states none."""
+    if stated_context(config) is None:
+        setattr(config.get_text_config(decoder=True), STATED_AS, context)
