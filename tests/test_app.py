@@ -18,7 +18,13 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from metaalign.config import ServeConfig
 from metaalign.errors import ConfigError, ModelError, RequestError, TemplateError
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
-from metaalign.serve.app import base_url, check_serve, run_serve, stop_serve
+from metaalign.serve.app import (
+    base_url,
+    check_serve,
+    gpus_per_replica,
+    run_serve,
+    stop_serve,
+)
 from metaalign.template import Segment
 from metaalign.upstream import ask
 from tests.local_cluster import until
@@ -204,6 +210,37 @@ def test_more_replicas_than_the_cluster_holds_are_refused(config: ServeConfig) -
         run_serve(free.model_copy(update={"replicas": 3}))
     with pytest.raises(ConfigError, match=r"replicas: 1 of 0\.5 GPU each do not fit"):
         run_serve(free.model_copy(update={"gpus_per_replica": 0.5}))
+
+
+@pytest.mark.usefixtures("url")
+def test_auto_serves_on_cpus_where_there_is_no_gpu(config: ServeConfig) -> None:
+    assert config.gpus_per_replica == "auto"
+    assert gpus_per_replica(config) == 0
+    assert gpus_per_replica(config.model_copy(update={"gpus_per_replica": 0.25})) == 0.25
+
+
+@pytest.mark.slow
+def test_auto_takes_a_gpu_for_each_replica_where_the_cluster_has_one(config: ServeConfig) -> None:
+    settings = config.model_copy(update={"port": free_port()}).model_dump_json()
+    script = f"""
+import logging, ray
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
+from metaalign.config import ServeConfig
+from metaalign.serve.app import check_cluster, run_serve
+config = ServeConfig.model_validate_json({settings!r})
+run_serve(config, block=False)
+print("left", ray.available_resources().get("GPU", 0))
+check_cluster(config.model_copy(update={{"replicas": 2}}))
+"""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False,
+        timeout=180,
+    )  # fmt: skip
+    assert "gpus_per_replica auto: 1 GPU for each replica" in done.stderr
+    assert "left 0" in done.stdout
+    assert "replicas: 2 of 1 GPU each do not fit on the cluster, which has 1;" in done.stderr
 
 
 @pytest.mark.slow

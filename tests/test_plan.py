@@ -175,6 +175,26 @@ def test_a_run_resumes_by_asking_for_a_step():
     assert make_plan(pairs(), epochs=3.0, seed=1).step(7).tolist() != first.step(7).tolist()
 
 
+def test_a_plan_tells_its_visits_its_epochs_steps_and_its_largest_group():
+    selection = pairs(group_by="meta_prompt")  # seven groups of five and one of two
+    plan = make_plan(selection, global_batch_size=8, budget=128, epochs=2.0)
+    steps = [plan.step(step) for step in range(plan.num_steps)]
+    assert plan.positions().tolist() == np.concatenate(steps).tolist()
+    assert plan.steps_per_epoch == make_plan(selection, budget=128).num_steps
+    assert plan.largest_group().tolist() == [0, 1, 2, 3, 4]
+    assert make_plan(pairs(), max_steps=1).steps_per_epoch == 5
+    assert make_plan(pairs()).largest_group().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "steps"),
+    # ceil(epochs * count / 8): 16.4, 16 and 3.0000000000000004 examples, the last meant as 3
+    [(41, 0.4, 3), (40, 0.4, 2), (30, 0.1, 1), (37, 3.0, 14)],
+)
+def test_the_number_of_steps_is_the_one_that_the_examples_make(count, epochs, steps):
+    assert make_plan(pairs(count), epochs=epochs).num_steps == steps
+
+
 def test_a_sweep_shows_each_visited_example_once_in_store_order():
     plan = make_plan(pairs(), max_steps=2, epochs=5.0)
     assert sorted(np.concatenate([plan.step(0), plan.step(1)])) == plan.visited().tolist()

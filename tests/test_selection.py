@@ -3,6 +3,7 @@ import pytest
 
 from metaalign.errors import PlanError
 from metaalign.steps.selection import select_best, select_labelled, select_ranked, subset, take
+from metaalign.store.encoder import NO_META_PROMPT
 from tests.tiny_columns import Item, make_columns
 
 PAIR = Item(responses=(3, 5), scores=(0.0, 1.0))
@@ -102,6 +103,15 @@ def test_groups_are_of_one_meta_prompt_or_one_conversation():
     assert by_meta_prompt.group.tolist() == [7, 7]
     by_conversation = select_best(columns, split="train", context=99, group_by="conversation")
     assert by_conversation.group.tolist() == [1, 2]
+
+
+def test_without_a_meta_prompt_an_example_is_grouped_by_its_conversation():
+    without = Item(meta_prompt=NO_META_PROMPT)
+    columns = make_columns(
+        [without._replace(conversation=n) for n in (1, 2, 2)] + [Item(meta_prompt=7)] * 2
+    )
+    selection = select_best(columns, split="train", context=99, group_by="meta_prompt")
+    assert selection.group.tolist() == [1, 2, 2, 7, 7]
 
 
 def test_a_subset_is_drawn_by_seed_and_keeps_store_order():

@@ -119,29 +119,39 @@ class ModelConfig(Section):
 
 
 class BatchConfig(Section):
-    """What one optimizer step trains on, and how it is laid out."""
+    """What one optimizer step trains on, and how its tokens are laid out in rows."""
 
     global_batch_size: int = Field(default=64, ge=1)
-    """Examples in an optimizer step, over all workers. A step takes whole groups until it holds
-    at least as many."""
+    """Examples in an optimizer step, over all workers. A step takes whole groups (`group_by`)
+    until it holds at least this many."""
 
     budget: int = Field(default=1024, ge=8)
-    """Length of a row at most, in tokens. No example may be longer."""
+    """Most tokens in a row. An example with all its responses must fit in one row; in the single
+    layout each response with its prompt."""
 
     rows: int = Field(default=8, ge=1)
-    """Rows in a micro-batch of one worker, at most."""
+    """Most rows in a micro-batch, the part of a step that one worker computes at once. Lower it
+    if memory runs out."""
 
     group_by: Literal["example", "conversation", "meta_prompt"] = "example"
-    """Examples that share this are drawn into one step together, so that they share tokens."""
+    """Examples with the same value of this form a group, and a step takes groups whole: tokens
+    that they share are then computed once. `example` makes each example its own group.
+    `meta_prompt` groups examples that have neither System Info nor User Info by conversation."""
+
+    max_group_ratio: float = Field(default=2.0, gt=0)
+    """Size of the largest group allowed, as a multiple of global_batch_size. A larger group is an
+    error, since one step would have to take all of it."""
 
     mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         default=None, min_length=1
     )
-    """Weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}: the share
-    of the groups drawn from each source. Every file must match one. None draws by size."""
+    """Weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}: each
+    source gets this share of the groups that are drawn. Every file must match exactly one pattern.
+    None draws every group once an epoch."""
 
     chunk_size_mb: int = Field(default=128, ge=1)
-    """MiB of float32 in a chunk of logits. Several of a micro-batch are computed twice."""
+    """Size of a chunk of logits, in MiB of float32. If a micro-batch needs several chunks, each is
+    recomputed in the backward pass."""
 
 
 class OptimizerConfig(Section):

@@ -1,5 +1,7 @@
 """Settings of the serve job: a Hugging Face folder in, an HTTP endpoint out."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from metaalign.config.places import AbsolutePath
@@ -27,14 +29,15 @@ class ServeConfig(Section):
     replicas: int = Field(default=1, ge=1)
     """Copies of the model."""
 
-    gpus_per_replica: float = Field(default=0, ge=0)
-    """GPUs that each copy reserves."""
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs that each copy of the model reserves. auto is 1 if the cluster has a GPU when the job
+    starts, and 0 otherwise, which serves on CPUs."""
 
     max_batch_size: int = Field(default=16, ge=1)
     """Requests decoded together."""
 
     batch_wait_s: float = Field(default=0.01, ge=0)
-    """Longest time that a request waits for others to join its batch, in seconds."""
+    """Seconds that a request waits at most for others to join its batch."""
 
     max_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an answer, for requests that do not say."""
+    """Most tokens in an answer, for requests that give no limit."""

@@ -21,22 +21,16 @@ from metaalign.data.work.ledger import LEFT_OUT
 from metaalign.data.work.overview import spending
 from metaalign.errors import DataError, MetaAlignError
 from metaalign.examples import best_response
+from metaalign.store.display import TIER_STYLES, tokens_as_text
 from metaalign.store.token_store import TokenStore
 from metaalign.template import TIERS
 
-_STYLES = {
-    "system_info": "red",
-    "user_info": "magenta",
-    "user_query": "blue",
-    "response": "green",
-}
 _LEFT_OUT = ("quarantined", *LEFT_OUT)
 """Counts of the ledger that are shown only where something was left out."""
 
 _TOLD = {"meta_prompts", "sequence_histogram", "shared_prefix"}
 """What manifests did not hold at first."""
 
-_SHOWN_CHARACTERS = 700
 _BAR_WIDTH = 40
 _PAGE_WIDTH = 110
 
@@ -144,7 +138,7 @@ def _lengths(store: TokenStore) -> Table:
 
 def _legend() -> Text:
     text = Text("\nA tier has a colour: ")
-    for tier, style in _STYLES.items():
+    for tier, style in TIER_STYLES.items():
         text.append(tier, style=style)
         text.append(", ")
     text.append("a token that no text can make is ").append("white on it", style="white on blue")
@@ -170,9 +164,9 @@ def _prompt(store: TokenStore, example: int) -> Iterator[Text]:
     start = 0
     for segment in segments:
         tier, length = TIERS[columns.segment_tier[segment]], int(columns.segment_length[segment])
-        yield _tokens(store, tokens[start : start + length], tier)
+        yield tokens_as_text(store.template, tokens[start : start + length], tier)
         start += length
-    yield _tokens(store, tokens[start:], "response")
+    yield tokens_as_text(store.template, tokens[start:], "response")
 
 
 def _responses(store: TokenStore, example: int) -> Iterator[Text]:
@@ -187,30 +181,8 @@ def _responses(store: TokenStore, example: int) -> Iterator[Text]:
         told += [] if mark is None else ["desirable" if mark else "undesirable"]
         told += ["SFT trains this one"] if k == best else []
         yield Text(" · ".join(told), style="dim italic")
-        yield _tokens(store, store.response(example, k), "response", "underline")
-
-
-def _tokens(store: TokenStore, ids: np.ndarray, tier: str, mark: str = "") -> Text:
-    """Tokens as text; those that no text can make by their names."""
-    template, text, run = store.template, Text(), list[int]()
-    special = {template.bos_id, template.eos_id, *template.control_ids.values()}
-    for id in [*ids.tolist(), None]:
-        if id is not None and id not in special:
-            run.append(id)
-            continue
-        text.append(_shortened(template.decode(run)), style=f"{_STYLES[tier]} {mark}")
-        run = []
-        if id is not None:
-            name = str(template.tokenizer.convert_ids_to_tokens(id))
-            text.append(name, style=f"white on {_STYLES[tier]} {mark}")
-    return text
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    half = _SHOWN_CHARACTERS // 2
-    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+        ids = store.response(example, k)
+        yield tokens_as_text(store.template, ids, "response", style="underline")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

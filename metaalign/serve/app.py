@@ -5,6 +5,7 @@ stop.
 """
 
 import json
+import logging
 import signal
 import socket
 import threading
@@ -24,9 +25,11 @@ from metaalign.template import Template
 
 APP_NAME = "metaalign"
 
+logger = logging.getLogger(__name__)
+
 
 def build_app(config: ServeConfig) -> Application:
-    """The endpoint as a Ray Serve application; every replica holds the model."""
+    """The endpoint as a Ray Serve application; every replica holds the model. Asks Ray for GPUs."""
     settings = config.model_dump(mode="json")
 
     def start() -> FastAPI:
@@ -39,7 +42,7 @@ def build_app(config: ServeConfig) -> Application:
         name="chat",
         num_replicas=config.replicas,
         max_ongoing_requests=4 * config.max_batch_size,
-        ray_actor_options={"num_gpus": config.gpus_per_replica},
+        ray_actor_options={"num_gpus": gpus_per_replica(config)},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     return deployment.bind()
@@ -76,18 +79,25 @@ def check_port(config: ServeConfig) -> None:
         ) from error
 
 
+def gpus_per_replica(config: ServeConfig) -> float:
+    """The setting as a number: auto is 1 on a cluster that has a GPU now, else 0. Needs Ray."""
+    if config.gpus_per_replica != "auto":
+        return config.gpus_per_replica
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
 def check_cluster(config: ServeConfig) -> None:
     """See that Ray Serve is free, and that the replicas have a place; else it would wait for one.
 
     Raises:
         ConfigError: names the setting to change.
     """
-    cluster = ray.cluster_resources()
-    for kind, each in (("CPU", 1.0), ("GPU", config.gpus_per_replica)):
+    cluster, gpus = ray.cluster_resources(), gpus_per_replica(config)
+    for kind, each, also in (("CPU", 1.0, ""), ("GPU", gpus, " or gpus_per_replica")):
         if config.replicas * each > cluster.get(kind, 0):
             raise ConfigError(
                 f"replicas: {config.replicas} of {each:g} {kind} each do not fit on the cluster, "
-                f"which has {cluster.get(kind, 0):g}; lower replicas or add nodes"
+                f"which has {cluster.get(kind, 0):g}; lower replicas{also}, or add nodes"
             )
     if serve.status().proxies:
         raise ConfigError(
@@ -114,6 +124,9 @@ def run_serve(config: ServeConfig, block: bool = True) -> str:
     if not ray.is_initialized():
         ray.init()
     check_cluster(config)
+    gpus = gpus_per_replica(config)
+    place = f"{gpus:g} GPU for each replica" if gpus else "replicas run on CPUs"
+    logger.info("gpus_per_replica %s: %s", config.gpus_per_replica, place)
     with ExitStack() as cleanup:
         cleanup.callback(stop_serve)
         serve.start(http_options={"host": config.host, "port": config.port})

@@ -5,6 +5,7 @@ and workers change how it is laid out, never what is in it. Knows lengths and wh
 no tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,9 @@ Layout = Literal["tree", "single"]
 
 Measure = Callable[[Selection, np.ndarray], Forest]
 """Tells the sorted sequences of some positions; item i is the i-th of them."""
+
+_ROUNDING = 1e-6
+"""Epochs times examples may come out this much above the whole number that is meant."""
 
 LENGTH_MULTIPLE = 8
 """A row's length is a multiple of this where a kernel asks for no more: few shapes occur."""
@@ -159,6 +163,9 @@ class Plan:
     An epoch is a permutation of the groups, or with a mixture as many visits, dealt to sources by
     weight; epochs follow each other without a seam; a step takes whole groups until it holds at
     least `global_batch_size` examples. Only the last step may be short.
+
+    Attributes:
+        steps_per_epoch: Optimizer steps that the run's first epoch would take by itself.
     """
 
     def __init__(
@@ -184,15 +191,20 @@ class Plan:
         self._members = np.argsort(group, kind="stable")
         sizes = np.bincount(group)
         self._member_start = np.append(0, np.cumsum(sizes))
-        visits = [] if epochs is None else [max(1, round(epochs * len(sizes)))]
-        visits += [] if max_steps is None else [max_steps * global_batch_size]
-        assert visits, "a run has epochs, max_steps or both"
-        if mixture is None:
-            self._visits = _visits(len(sizes), min(visits), seed)
-        else:
-            source = mixture.source[self._members[self._member_start[:-1]]]
-            self._visits = mixed_visits(source, mixture.share, min(visits), seed)
+        limits = [] if epochs is None else [max(1, math.ceil(epochs * len(sizes) - _ROUNDING))]
+        limits += [] if max_steps is None else [max_steps * global_batch_size]
+        assert limits, "a run has epochs, max_steps or both"
+        self._visits = self._order(min(limits), seed, mixture)
         self._bounds = _bounds(sizes[self._visits], global_batch_size, max_steps)
+        one_epoch = self._order(len(sizes), seed, mixture)
+        self.steps_per_epoch = len(_bounds(sizes[one_epoch], global_batch_size, None)) - 1
+
+    def _order(self, count: int, seed: int, mixture: Mixture | None) -> np.ndarray:
+        """(count,) groups in the order of the run."""
+        if mixture is None:
+            return _visits(len(self._member_start) - 1, count, seed)
+        source = mixture.source[self._members[self._member_start[:-1]]]
+        return mixed_visits(source, mixture.share, count, seed)
 
     @property
     def num_steps(self) -> int:
@@ -204,6 +216,15 @@ class Plan:
         assert 0 <= step < self.num_steps
         groups = self._visits[self._bounds[step] : self._bounds[step + 1]]
         return self._members[ranges(self._member_start, groups)[0]]
+
+    def positions(self) -> np.ndarray:
+        """(n,) positions in the selection of all steps, one step after the other."""
+        return self._members[ranges(self._member_start, self._visits[: self._bounds[-1]])[0]]
+
+    def largest_group(self) -> np.ndarray:
+        """(n,) positions in the selection of the group with the most examples."""
+        first = int(np.diff(self._member_start).argmax())
+        return self._members[slice(*self._member_start[first : first + 2])]
 
     def layout(self, step: int, world_size: int) -> list[MicroLayout]:
         """The micro-batches of a step. Every worker computes the same."""

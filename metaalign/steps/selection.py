@@ -11,6 +11,7 @@ import numpy as np
 
 from metaalign.errors import PlanError
 from metaalign.store.columns import Columns
+from metaalign.store.encoder import NO_META_PROMPT
 from metaalign.template import TIERS
 
 GroupBy = Literal["example", "conversation", "meta_prompt"]
@@ -268,7 +269,6 @@ def _select(
     owner = _owner(columns)[flat]
     response_start = np.searchsorted(owner, np.append(example, count))
     targets = response_length[flat]
-    group = np.arange(count) if group_by == "example" else getattr(columns, group_by)
     return Selection(
         example=example,
         response_start=response_start,
@@ -279,9 +279,20 @@ def _select(
         prompt_length=prompt_length[example],
         tokens=prompt_length[example] + np.add.reduceat(targets, response_start[:-1]),
         loss_weight=np.ones(len(example)),
-        group=group[example],
+        group=_groups(columns, group_by)[example],
         ledger=ledger,
     )
+
+
+def _groups(columns: Columns, group_by: GroupBy) -> np.ndarray:
+    """(N,) group of each example of the store."""
+    if group_by == "example":
+        return np.arange(len(columns.prompt_length))
+    if group_by == "conversation":
+        return columns.conversation
+    # All examples without a meta-prompt share one hash, but not a token.
+    without = columns.meta_prompt == NO_META_PROMPT
+    return np.where(without, columns.conversation, columns.meta_prompt)
 
 
 def _too_long_by_tier(columns: Columns, rows: np.ndarray, longest: np.ndarray) -> dict[str, int]:

@@ -41,7 +41,8 @@ class Columns:
     """(N,) float64."""
 
     meta_prompt: np.ndarray
-    """(N,) int64 hash of System Info and User Info."""
+    """(N,) int64 hash of System Info and User Info; the encoder's NO_META_PROMPT where both are
+    empty."""
 
     conversation: np.ndarray
     """(N,) int64 hash of the conversation's key."""

@@ -73,6 +73,10 @@ def stable_hash(*texts: str) -> int:
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
+NO_META_PROMPT = stable_hash("", "")
+"""What the index holds as `meta_prompt` of an example with neither System Info nor User Info."""
+
+
 class SegmentEncoder:
     """Encodes examples with one template and remembers the segments it has seen."""
 

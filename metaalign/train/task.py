@@ -3,7 +3,6 @@
 Knows no engine and no Ray.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,8 +40,6 @@ EXAMPLES_PER_SWEEP_STEP = 512
 TrainingConfig = SFTConfig | DPOConfig
 DeviceType = Literal["cpu", "cuda"]
 Attention = Literal["sdpa", "flex_attention"]
-
-logger = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
@@ -154,7 +151,8 @@ def gather_materials(task: Task) -> Materials:
     if len(selection) < batch.global_batch_size:
         raise PlanError(
             f"{store.path}: {len(selection)} examples can be trained on, fewer than one step's "
-            f"batch.global_batch_size ({batch.global_batch_size}): {selection.ledger}"
+            f"batch.global_batch_size ({batch.global_batch_size}); lower it, or prepare more "
+            f"examples. What became of them: {selection.ledger}"
         )
     plan = Plan(
         _packing(task, store, selection),
@@ -165,6 +163,18 @@ def gather_materials(task: Task) -> Materials:
         mixture=_mixture(task, store, selection),
     )
     return Materials(store, plan, _held_out(task, store))
+
+
+def select_held_out(task: Task, store: TokenStore) -> Selection:
+    """The held-out examples that are measured, drawn by seed.
+
+    Raises:
+        PlanError: says why there is none that the loss could use.
+    """
+    config = task.config
+    if not (store.columns.split == HELD_OUT).any():
+        raise PlanError(f"{store.path} holds no example out")
+    return subset(_select(task, store, HELD_OUT), config.held_out.max_examples, config.seed)
 
 
 def identity(task: Task, store: TokenStore) -> dict[str, Any]:
@@ -224,15 +234,10 @@ def _mixture(task: Task, store: TokenStore, selection: Selection) -> Mixture | N
 
 
 def _held_out(task: Task, store: TokenStore) -> Sweep | None:
-    config = task.config
-    if not (store.columns.split == HELD_OUT).any():
-        return None
     try:
-        selection = _select(task, store, HELD_OUT)
-    except PlanError as error:
-        logger.warning("no held-out loss is measured: %s", error)
+        selection = select_held_out(task, store)
+    except PlanError:  # the driver asks why, and tells
         return None
-    selection = subset(selection, config.held_out.max_examples, config.seed)
     packing = _packing(task, store, selection)
     return Sweep(packing, np.arange(len(selection)), EXAMPLES_PER_SWEEP_STEP)
 

@@ -12,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from metaalign.config import SFTConfig, resolve
-from metaalign.errors import ConfigError, TrainingError
+from metaalign.errors import TrainingError
 from metaalign.folders import open_folder, weights_fingerprint
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
@@ -30,6 +28,7 @@ from metaalign.train.engines.deepspeed_settings import (
 from metaalign.train.engines.optimizers import check_compiler, optimizer_name
 from metaalign.train.export import kept_before, write_recipe
 from metaalign.train.launch.kernels import choose_attention, choose_dtype
+from metaalign.train.launch.plan_checks import check_plan
 from metaalign.train.loop.results import RESULT_FILE
 from metaalign.train.model.context import context_of
 from metaalign.train.model.loading import (
@@ -104,13 +103,8 @@ def _has_new_tokens(config: TrainingConfig, template: Template) -> bool:
 
 
 def _check_run(task: Task, materials: Materials) -> None:
-    """Is there what decides the best checkpoint, and may the run in the folder be continued?"""
-    metric = task.config.held_out.best_metric
-    if materials.held_out is None and metric is not None:
-        raise ConfigError(
-            f"held_out.best_metric {metric!r}: the store holds out nothing that could be "
-            "measured; leave it out, or hold examples out in the prepare job"
-        )
+    """Is the plan one to train by, and may the run in the folder be continued?"""
+    check_plan(task, materials)
     newest = newest_checkpoint(task.checkpoints)
     if newest is not None:
         place = open_folder(task.checkpoints)
@@ -125,16 +119,7 @@ def _check_run(task: Task, materials: Materials) -> None:
 
 
 def _announce(task: Task, materials: Materials, optimizer: str) -> None:
-    workers, batch = task.config.workers, task.config.batch
-    largest = int(np.unique(materials.plan.selection.group, return_counts=True)[1].max())
-    if largest > batch.global_batch_size:
-        logger.warning(
-            "batch.group_by %s: the largest group has %d examples, which one step takes together, "
-            "more than batch.global_batch_size (%d)",
-            batch.group_by,
-            largest,
-            batch.global_batch_size,
-        )
+    workers = task.config.workers
     logger.info(
         "%s: %d examples in %d steps, layout %s, %s, %s on %s %s worker(s)",
         task.job,
