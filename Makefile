@@ -15,7 +15,7 @@ BASE_PYTHON = $(shell for name in python3.11 python3.12 python3; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& command -v $$name && break; done)
 
-.PHONY: help setup demo test test-slow bench check serve ui lock
+.PHONY: help setup demo test test-slow bench check docs serve ui lock
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -66,6 +66,10 @@ check: $(READY) ## ruff, format and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
+
+docs: $(READY) ## write the parts of docs/ that follow from the code: settings, losses
+	@$(BIN)/python -m metaalign.config.reference > docs/settings.md
+	@$(BIN)/python -m metaalign.config.loss_table docs/losses.md
 
 lock: $(READY) ## pin what pyproject.toml asks for; what is pinned stays where it may
 	@$(BIN)/pip-compile --quiet --extra dev --extra bench --strip-extras --allow-unsafe --no-header \
