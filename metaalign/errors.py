@@ -1,4 +1,4 @@
-"""Every error that metaalign raises on purpose.
+"""Every error that metaalign raises on purpose, and what one suggests for an unknown name.
 
 Each class is also the standard exception that it specialises. None takes extra constructor
 arguments: Ray pickles exceptions between processes.
@@ -18,6 +18,9 @@ arguments: Ray pickles exceptions between processes.
     ├── UpstreamError (RuntimeError)     a model elsewhere that cannot be asked (any more)
     └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
 """
+
+import difflib
+from collections.abc import Sequence
 
 
 class MetaAlignError(Exception):
@@ -74,3 +77,22 @@ class StorageError(MetaAlignError, OSError):
 
 class UpstreamError(MetaAlignError, RuntimeError):
     """A model on another server that cannot be asked, or not any more."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """What an error on an unknown name ends with: ` (did you mean learning_rate?)` for
+    `learning_rat` and for `lr`, nothing where no known name is near.
+
+    Args:
+        name: As it was given, with the sections around it: `optimizer.lr`.
+        known: Alike with their sections. A name is only abbreviated in its own section.
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    near = [each for each in known if _initials(each) == name] or close
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _initials(name: str) -> str:
+    """`optimizer.lr` of `optimizer.learning_rate`."""
+    section, dot, own = name.rpartition(".")
+    return section + dot + "".join(word[:1] for word in own.split("_"))

@@ -4,7 +4,6 @@ Knows nothing of what the settings do.
 """
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -25,7 +24,7 @@ from metaalign.config.pipeline import STAGES, PipelineConfig
 from metaalign.config.prepare import PrepareConfig
 from metaalign.config.serve import ServeConfig
 from metaalign.config.sft import SFTConfig
-from metaalign.errors import ConfigError
+from metaalign.errors import ConfigError, did_you_mean
 
 __all__ = [
     "STAGES",
@@ -157,26 +156,13 @@ def _problem(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         if location[-1] in _NOT_YET:
             return f"{key}: metaalign has no {_NOT_YET[location[-1]]}"
-        close = _closest(key, list(_keys(model)))
-        hint = f" (did you mean {close}?)" if close else ""
+        hint = did_you_mean(key, list(_keys(model)))
         return f"{key}: unknown setting, got {problem['input']!r}{hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; give it in the file or as {key}=VALUE"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
     return f"{key}: {message}{_KEY_IN_URI.sub('://...@', got)}" if key else message
-
-
-def _closest(key: str, known: Sequence[str]) -> str | None:
-    """The known key that `key` is likely to mean: an abbreviation of it, or spelled like it."""
-    section, _, name = key.rpartition(".")
-    for candidate in known:
-        own_section, _, own_name = candidate.rpartition(".")
-        initials = "".join(word[0] for word in own_name.split("_"))
-        if own_section == section and name == initials:
-            return candidate
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 def _sections(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from metaalign.config.sections import Section
+from metaalign.errors import did_you_mean
 
 SHARED_SETTINGS = ("beta", "sft_weight")
 """Settings that every loss reads."""
@@ -258,7 +259,8 @@ class PreferenceLossConfig(Section):
     def _known(cls, name: str) -> str:
         if name not in PREFERENCE_LOSSES:
             *names, last = (repr(name) for name in PREFERENCE_LOSSES)
-            raise ValueError(f"should be {', '.join(names)} or {last}")
+            hint = did_you_mean(name, [*PREFERENCE_LOSSES])
+            raise ValueError(f"should be {', '.join(names)} or {last}{hint}")
         return name
 
     @model_validator(mode="before")

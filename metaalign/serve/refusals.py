@@ -4,12 +4,11 @@
            "type": "invalid_request_error", "param": "temprature", "code": null}}
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from metaalign.errors import RequestError
+from metaalign.errors import RequestError, did_you_mean
 from metaalign.serve.bodies import (
     ECHOED,
     Body,
@@ -64,7 +63,7 @@ def _explain(problem: Any) -> tuple[str, str]:
     if problem["type"] == "extra_forbidden" and field in ECHOED:
         return place, "not supported by this server"
     if problem["type"] == "extra_forbidden":
-        return place, f"unknown field ({_hint(location)})"
+        return place, f"unknown field{_hint(location)}"
     return place, problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
 
 
@@ -78,8 +77,8 @@ def _hint(location: Sequence[str | int]) -> str:
     for parent, model in _PARENTS.items():
         if parent in location[:-1]:
             fields = list(model.model_fields)
-    close = difflib.get_close_matches(str(location[-1]) if location else "", fields, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(fields)}"
+    name = str(location[-1]) if location else ""
+    return did_you_mean(name, fields) or f" (known: {', '.join(fields)})"
 
 
 _PARENTS: dict[str, type[Body]] = {

@@ -3,7 +3,6 @@
 Knows no data and no loss.
 """
 
-import difflib
 import hashlib
 import json
 import logging
@@ -25,7 +24,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
 from metaalign.config.sections import ModelConfig
-from metaalign.errors import ModelError
+from metaalign.errors import ModelError, did_you_mean
 from metaalign.folders import weights_fingerprint
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.train.model.attention import supported_kernel
@@ -183,15 +182,15 @@ def architecture_config(
     settings: dict[str, Any] = {**(config.architecture or {}), **token_ids}
     model_type = settings.pop("model_type")
     if model_type not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(str(model_type), list(CONFIG_MAPPING.keys()))
         raise ModelError(
             f"model.architecture.model_type {model_type!r} is none of transformers'{hint}"
         )
     known = {*CONFIG_MAPPING[model_type]().to_dict(), *LEGACY_KEYS}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise ModelError(f"model.architecture: {model_type} has no key {', '.join(unknown)}")
+        names = ", ".join(name + did_you_mean(name, sorted(known)) for name in unknown)
+        raise ModelError(f"model.architecture: {model_type} has no key {names}")
     if vocab_size is not None and settings.setdefault("vocab_size", vocab_size) < vocab_size:
         raise ModelError(
             f"model.architecture.vocab_size {settings['vocab_size']} is smaller than the "
