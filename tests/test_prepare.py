@@ -106,7 +106,8 @@ def test_a_finished_store_is_reused_until_its_input_changes(
 
 def test_too_many_bad_rows_fail_the_job_and_stay_to_be_looked_at(tmp_path: Path) -> None:
     bad = [{"instruction": "x", "output": ""}] * 2
-    file = write(tmp_path / "rows.jsonl", [*alpaca(8), *bad])
+    (tmp_path / "{run} {0}").mkdir()  # a message that is formatted twice would stumble over it
+    file = write(tmp_path / "{run} {0}" / "rows.jsonl", [*alpaca(8), *bad])
     with pytest.raises(DataError) as error:
         prepare_store(config_of(tmp_path, sources=[{"path": str(file)}], max_bad_ratio=0.19))
     message = str(error.value)

@@ -28,10 +28,14 @@ def check_ledger(
     numbers = dict.fromkeys(part.number for part in parts)
     for number, entry in zip(numbers, ledger, strict=True):
         allowed = max_bad_ratio(config, number)
+        more = f"more than max_bad_ratio {allowed} allows"
         if entry["quarantined"] > allowed * entry["rows"]:
-            _refuse(number, parts, writer, _BAD_ROWS.format(allowed=allowed, **entry))
+            wrong = f"{entry['quarantined']} of {entry['rows']} rows are bad, {more}"
+            remedy = "Mend the rows or raise max_bad_ratio."
+            _refuse(number, parts, writer, f"{entry['source']}: {wrong}", remedy)
         if entry[UNTAUGHT] > allowed * entry["examples"]:
-            _refuse(number, parts, writer, _UNTAUGHT.format(allowed=allowed, **entry))
+            wrong = f"teachers gave no answer for {entry[UNTAUGHT]} of {entry['examples']} examples"
+            _refuse(number, parts, writer, f"{entry['source']}: {wrong}, {more}", _ASK_AGAIN)
     unanswered = sum(entry[UNANSWERED] for entry in ledger)
     if unanswered and unanswered == sum(entry["examples"] for entry in ledger):
         raise DataError(
@@ -59,19 +63,13 @@ def max_bad_ratio(config: PrepareConfig, number: int | None) -> float:
     return config.max_bad_ratio if own is None else own
 
 
-_BAD_ROWS = (
-    "{source}: {quarantined} of {rows} rows are bad, more than max_bad_ratio {allowed} allows. All "
-    "of them, with their reasons, are in {{kept}}; mend the rows or raise max_bad_ratio."
-)
-_UNTAUGHT = (
-    "{source}: teachers gave no answer for {untaught} of {examples} examples, more than "
-    "max_bad_ratio {allowed} allows. All of them, with their reasons, are in {{kept}}. What was "
-    "answered is kept: mend the reason and start the job again, or raise max_bad_ratio."
+_ASK_AGAIN = (
+    "What was answered is kept: mend the reason and start the job again, or raise max_bad_ratio."
 )
 
 
 def _refuse(
-    number: int | None, parts: Sequence[Part], writer: StoreWriter, message: str
+    number: int | None, parts: Sequence[Part], writer: StoreWriter, wrong: str, remedy: str
 ) -> NoReturn:
     """Keep the quarantine beside the store that is not built, and say why."""
     kept = writer.path.with_name(f"{writer.path.name}-quarantine")
@@ -80,4 +78,6 @@ def _refuse(
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(writer.folder / QUARANTINE, kept)
     first = "".join(f"\n  {row.file}, row {row.row}: {row.reason}" for row in bad)
-    raise DataError(f"{message.format(kept=kept)} The first:{first}")
+    raise DataError(
+        f"{wrong}. All of them, with their reasons, are in {kept}. {remedy} The first:{first}"
+    )
