@@ -288,8 +288,8 @@ def test_an_unknown_format_names_its_keys_and_the_nearest_one(tmp_path: Path) ->
         told(write(tmp_path, {"instructions": "a", "output": "b"}))
     assert str(error.value) == (
         f"{tmp_path}/rows.jsonl: unknown format: its rows have the keys instructions, output; the "
-        "nearest known format, alpaca, needs instruction, output. Rename the keys, or write rows "
-        "of the format metaalign"
+        "nearest known format, alpaca, needs instruction, output. Rename the keys, or give the "
+        "source columns: {prompt: instructions, response: output}"
     )
     with pytest.raises(DataError, match="have the keys xyz; known are metaalign: responses, turns"):
         told(write(tmp_path, {"xyz": 1}))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from metaalign.config.columns import ColumnsConfig
 from metaalign.config.places import AbsolutePath, Place
 from metaalign.config.sections import FolderName, Section, TrackingConfig
 from metaalign.config.teacher import (
@@ -35,6 +36,9 @@ Format = Literal[
     "prompts",
 ]
 
+
+_MAPPED_FORMATS = ("auto", "pairs", "hh_rlhf", "messages", "completion", "rated", "prompts")
+"""Formats that read the names of `columns`."""
 
 Recipe = Literal["helpful", "consensus", "priority", "warm_up", "equal", "contrastive"]
 Wire = Literal["hh_rlhf", "ultrafeedback", "imhi"]
@@ -84,6 +88,10 @@ class SourceConfig(Section):
     format: Format = "auto"
     """Shape of the rows. auto tells it from the first ones."""
 
+    columns: ColumnsConfig | None = None
+    """Which columns hold what, such as {prompt: question, chosen: answer_a, rejected: answer_b}.
+    None reads the names that the known formats have."""
+
     system_info: str = ""
     """System Info for rows that carry none."""
 
@@ -127,6 +135,15 @@ class SourceConfig(Section):
     def _one_origin(self) -> "SourceConfig":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give exactly one of path and dataset")
+        return self
+
+    @model_validator(mode="after")
+    def _mappable(self) -> "SourceConfig":
+        if self.columns is not None and self.format not in _MAPPED_FORMATS:
+            raise ValueError(
+                f"format: {self.format} has columns of its own, which `columns` renames; leave "
+                f"one out, or give one of {', '.join(_MAPPED_FORMATS)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,9 +9,12 @@ from dataclasses import replace
 from itertools import islice
 
 from metaalign.data.formats.chats import ANSWER_KEYS, read_query
+from metaalign.data.formats.fields import text
 from metaalign.data.formats.messages import unread_keys
+from metaalign.data.formats.own import read_metaalign
 from metaalign.data.formats.personas import read_personas
 from metaalign.data.formats.prompts import PROMPT_KEYS
+from metaalign.data.formats.proposal import propose_columns
 from metaalign.data.formats.shapes import SHAPES, Row, Shape, nearest_shape, shape_of
 from metaalign.data.sources.options import SourceOptions, conversation_key
 from metaalign.data.sources.outcome import FileRead, printable
@@ -37,7 +40,7 @@ def detect_format(records: Iterable[Record], name: str) -> str:
     Raises:
         DataError: none does; names the keys found and the nearest known shape.
     """
-    keys: list[str] | None = None
+    first: Row | None = None
     problem = ""
     is_prompts = False
     for record in islice(records, _ROWS_LOOKED_AT):
@@ -50,18 +53,20 @@ def detect_format(records: Iterable[Record], name: str) -> str:
         if found not in (None, "prompts"):
             return found
         is_prompts |= found == "prompts"
-        keys = keys or sorted(row)
+        first = row if first is None else first
     if is_prompts:
         return "prompts"
-    raise DataError(f"{name}: {_untold(keys, problem)}")
+    raise DataError(f"{name}: {_untold(first, problem)}")
 
 
-def _untold(keys: list[str] | None, problem: str) -> str:
-    """Why rows with these keys, or this problem, tell no format."""
-    if keys is not None:
+def _untold(row: Row | None, problem: str) -> str:
+    """Why rows like this one, or with this problem, tell no format."""
+    if row is not None:
+        keys = sorted(row)
+        proposed = propose_columns(row) or "columns: {prompt: NAME, chosen: NAME, rejected: NAME}"
         return (
             f"unknown format: its rows have the keys {printable(', '.join(keys))}; "
-            f"{nearest_shape(keys)}. Rename the keys, or write rows of the format metaalign"
+            f"{nearest_shape(keys)}. Rename the keys, or give the source {proposed}"
         )
     if not problem:
         return "the file has no rows"
@@ -92,11 +97,14 @@ def read_rows(
             row = record.object()
             examples = options.ordered(shape.read(row, Source(name, record.row), options))
             answered = shape.read is not read_query
+            told = text(row, "user_info", "") if shape.read is not read_metaalign else ""
+            examples = [replace(each, user_info=told) for each in examples] if told else examples
             result.examples += [_complete(each, options, answered=answered) for each in examples]
         except RowError as error:
             result.refuse(record, str(error))
         else:
             result.used += 1
+            result.ignored.update(map(printable, record.unread))
             _ignore(row, shape, result)
     return result
 
@@ -108,7 +116,7 @@ def _spoken_in(keys: frozenset[str]) -> frozenset[str]:
 
 def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
     """Count what was not read of a row that was used."""
-    more = tuple(shape.reads(row))
+    more = (*shape.reads(row), "user_info")
     result.ignore(row, shape.known.union(more) if more else shape.known)
     spoken = _spoken_in(shape.known)
     if spoken:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from metaalign.config.columns import ColumnsConfig
 from metaalign.config.prepare import Recipe, Wire
 from metaalign.config.teacher import JudgementConfig, NegativesConfig, ResponsesConfig
 from metaalign.errors import RowError
@@ -21,6 +22,7 @@ class SourceOptions:
     """
 
     is_told: bool = False
+    columns: ColumnsConfig | None = None
     system_info: str = ""
     user_info: str | None = None
     order_by: str | None = None

@@ -48,12 +48,14 @@ class Record:
         value: What it parsed to, or None where it did not.
         problem: Why it did not parse, or an empty string.
         text: The line as it stands; empty where the file has none.
+        unread: What is told of columns that were left out when the others were renamed.
     """
 
     row: int
     value: Any
     problem: str = ""
     text: str = ""
+    unread: tuple[str, ...] = ()
 
     def object(self) -> Mapping[str, Any]:
         """The record as keys and values.

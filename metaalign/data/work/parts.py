@@ -15,6 +15,7 @@ from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.formats.personas import persona_info
 from metaalign.data.recipes import rule_written
 from metaalign.data.sources import hub
+from metaalign.data.sources.column_mapping import check_columns, mapped_records
 from metaalign.data.sources.files import file_fingerprint, find_files
 from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.outcome import FileRead
@@ -83,6 +84,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
         judged_by = _judged_by(source)
         options = SourceOptions(
             is_told=source.format != "auto",
+            columns=source.columns,
             system_info=source.system_info,
             user_info=source.user_info,
             order_by=None if judged_by else source.order_by,
@@ -138,7 +140,10 @@ def _source_parts(
 def _file_part(number: int, file: Folder, source: SourceConfig, options: SourceOptions) -> Part:
     check_file(file)
     name, format = str(file), source.format
-    format = detect_format(read_records(file), name) if format == "auto" else format
+    if source.columns is not None:
+        check_columns(read_records(file), name, source.columns)
+    if format == "auto":
+        format = detect_format(mapped_records(read_records(file), source.columns), name)
     if format == "personas":
         persona_info(name, options)
     told, state = file_fingerprint(file), _state(file)
@@ -154,8 +159,10 @@ def _state(file: Folder) -> tuple[int | None, int | None]:
 
 def _dataset_part(number: int, config: DatasetConfig, format: str, options: SourceOptions) -> Part:
     dataset, name = hub.load(config), hub.name_of(config)
+    if options.columns is not None:
+        check_columns(hub.first_records(dataset), name, options.columns)
     if format == "auto":
-        format = detect_format(hub.first_records(dataset), name)
+        format = detect_format(mapped_records(hub.first_records(dataset), options.columns), name)
     if format == "personas":
         persona_info(name, options)
     told = hub.fingerprint(dataset)
@@ -211,7 +218,7 @@ def read_part(part: Part) -> Iterator[FileRead]:
     assert part.place is not None, "split_parts gives a data set its place"
     if _state(part.place) != part.state:
         raise DataError(f"{part.name}: the file was changed while the job ran; start it again")
-    records = read_records(part.place, part.span)
+    records = mapped_records(read_records(part.place, part.span), part.options.columns)
     if SHAPES[part.format].read is None:
         yield read_rows(records, part.name, part.format, part.options)
         return
