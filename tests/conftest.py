@@ -14,6 +14,7 @@ from metaalign.store.encoder import SegmentEncoder
 from metaalign.store.token_store import TokenStore
 from metaalign.store.tokenizer import train_tokenizer
 from metaalign.store.writer import StoreWriter
+from tests.worker_pool import close_pools
 
 # The environment's own ninja and compiled operators, also where pytest runs without make: another
 # ninja, or another environment's flags, would compile DeepSpeed's operators again for minutes.
@@ -28,6 +29,13 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_workers() -> Iterator[None]:
+    """Processes that several tests use end with the last one."""
+    yield
+    close_pools()
 
 
 @pytest.fixture(scope="session")

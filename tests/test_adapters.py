@@ -22,7 +22,8 @@ from metaalign.train.model.adapters import add_adapters
 from metaalign.train.model.vocabulary import has_new_tokens
 from metaalign.train.task import Task
 from tests.tiny_model import save_tiny_model
-from tests.tiny_task import ARCHITECTURE, run_workers, settings_of, tiny_task
+from tests.tiny_task import ARCHITECTURE, settings_of, tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import curve, run_task
 
 LORA = {"rank": 2, "alpha": 8}

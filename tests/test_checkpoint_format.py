@@ -24,7 +24,8 @@ from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.task import Task, gather_materials
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import digest, run_task
 
 EVERY_3 = {"every_steps": 3, "keep": 5}

@@ -34,7 +34,8 @@ from metaalign.train.export import run_export
 from metaalign.train.launch.driver import begin_run, prepare_task
 from metaalign.train.task import Task
 from tests.object_storage import BUCKET, address_of
-from tests.tiny_task import run_workers, settings_of, tiny_task
+from tests.tiny_task import settings_of, tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task
 
 

@@ -24,7 +24,8 @@ from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.task import Task
 from tests.test_export import trained
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task
 
 

@@ -22,7 +22,8 @@ from metaalign.train.model.loading import (
     load_policy,
     prepare_initial,
 )
-from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
+from tests.tiny_task import ARCHITECTURE, tiny_task
+from tests.worker_pool import run_workers
 
 RANDOM = ModelConfig(architecture=ARCHITECTURE)
 
@@ -228,7 +229,7 @@ def test_no_worker_but_the_first_holds_the_model_in_host_memory_while_it_is_load
         tiny_task(tmp_path / name, make_store, model={"architecture": architecture})
         for name, architecture in (("tiny", ARCHITECTURE), ("wide", wide))
     ]
-    first, second = run_workers("peak_of_loading", tasks, tmp_path)
+    first, second = run_workers("peak_of_loading", tasks, tmp_path, fresh=True)
     for rank, worker in enumerate((first, second)):
         print(f"rank {rank}: " + ", ".join(f"{k} {v / 1e6:.0f} MB" for k, v in worker.items()))
     assert second["model"] > 250e6

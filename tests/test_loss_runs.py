@@ -23,7 +23,8 @@ from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.task import Task, gather_materials, with_references
 from tests.conftest import tiny_examples
 from tests.tiny_model import save_tiny_model
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import open_plain, run_task
 
 NARROW = {"global_batch_size": 7, "budget": 112, "rows": 1}

@@ -16,7 +16,8 @@ from metaalign.train.loop.nonfinite import Witness
 from metaalign.train.loop.training_loop import Loss, Reader, train
 from metaalign.train.losses.pairs import SFTLoss
 from metaalign.train.task import Task, gather_materials
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import PoisonedLoss
 
 

@@ -17,7 +17,8 @@ from metaalign.train.launch.driver import begin_run
 from metaalign.train.loop.results import read_result
 from metaalign.train.task import Task
 from metaalign.train.worker import TrainingRun
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task
 
 

@@ -19,7 +19,8 @@ from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.losses.pairs import PairLoss
 from metaalign.train.model.policy import TensorRows
 from metaalign.train.task import Materials, Task, gather_materials
-from tests.tiny_task import run_workers, tiny_task
+from tests.tiny_task import tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task
 
 

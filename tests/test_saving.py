@@ -22,7 +22,8 @@ from metaalign.train.engines.starting import build_policy
 from metaalign.train.launch.on_ray import run_sft
 from metaalign.train.task import Task
 from metaalign.train.worker import TrainingRun
-from tests.tiny_task import run_workers, settings_of, tiny_task
+from tests.tiny_task import settings_of, tiny_task
+from tests.worker_pool import run_workers
 
 
 def engine_of(task: Task) -> PlainEngine:
@@ -197,7 +198,7 @@ def test_all_workers_meet_what_one_of_them_could_not_write(
 ) -> None:
     task = tiny_task(tmp_path, make_store)
     (tmp_path / "small.json").write_text(json.dumps(str(small_disk)))
-    found = run_workers("full_disk", [task], tmp_path)
+    found = run_workers("full_disk", [task], tmp_path, fresh=True)
     assert found[0] == found[1]
     assert "step 1: the checkpoint could not be written" in found[0]
 

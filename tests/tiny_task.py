@@ -1,10 +1,5 @@
-"""A training job small enough for a test, and processes that work on it together."""
+"""A training job small enough for a test."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,38 +61,3 @@ def tiny_task(
         dtype="float32",
         device_type="cpu",
     )
-
-
-def run_workers(
-    scenario: str, tasks: list[Task], folder: Path, *, world_size: int = 2, timeout_s: int = 300
-) -> list[dict[str, Any]]:
-    """Run a function of `worker_scenarios` in processes of one thread; what each returned."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "tasks.json").write_text(json.dumps([task.to_plain() for task in tasks]))
-    root = Path(__file__).resolve().parents[1]
-    processes = []
-    for rank in range(world_size):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "OMP_NUM_THREADS": 1}
-        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": world_size}
-        own |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": root}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.worker_scenarios", scenario, str(folder)],
-                env=os.environ | {key: str(value) for key, value in own.items()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes == [0] * world_size, "\n".join(outputs)[-6000:]
-    return [
-        json.loads((folder / f"{scenario}-{rank}.json").read_text()) for rank in range(world_size)
-    ]

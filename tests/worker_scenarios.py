@@ -1,11 +1,17 @@
-"""What one of several processes does in a test: `python -m tests.worker_scenarios NAME FOLDER`."""
+"""What one of several processes does in a test. `worker_pool` starts them and names the scenarios.
 
+Each line of the standard input is one: ["whole_run", "/FOLDER"]. A "1" on the given pipe says that
+it has ended well, and FOLDER/whole_run-RANK.json holds what it returned.
+"""
+
+import gc
 import json
 import logging
+import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,8 +215,10 @@ def agree(tasks: list[Task], _: Path) -> Any:
         records: list[logging.LogRecord] = []
         handler = logging.Handler()
         handler.emit = records.append  # type: ignore[method-assign]
-        logging.getLogger("metaalign.train.checkpoints.history").addHandler(handler)
+        logger = logging.getLogger("metaalign.train.checkpoints.history")
+        logger.addHandler(handler)
         folder = agree_on_checkpoint(engine, task.folder)
+        logger.removeHandler(handler)
         assert folder is not None
         step.append(read_manifest(folder)["step"])
         warned.append(any("is cut short" in record.getMessage() for record in records))
@@ -294,14 +302,23 @@ def construct(tasks: list[Task], _: Path) -> Any:
 
 
 def main() -> None:
-    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    told = int(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    known = {**vars(loading_scenarios), **globals()}
+    for line in sys.stdin:
+        scenario, folder = json.loads(line)
+        run_scenario(known[scenario], Path(folder))
+        os.write(told, b"1")
+
+
+def run_scenario(scenario: Callable[[list[Task], Path], Any], folder: Path) -> None:
+    """Run one scenario over the folder's tasks, and write down what it returned."""
     tasks = [Task.from_plain(plain) for plain in json.loads((folder / "tasks.json").read_text())]
-    result = {**vars(loading_scenarios), **globals()}[scenario](tasks, folder)
-    (folder / f"{scenario}-{dist.get_rank()}.json").write_text(json.dumps(result))
+    result = scenario(tasks, folder)
+    (folder / f"{scenario.__name__}-{dist.get_rank()}.json").write_text(json.dumps(result))
+    gc.collect()  # engines hold cycles
     dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from metaalign.train.engines.starting import build_policy
 from metaalign.train.task import Task, gather_materials
 from tests.benchmarks.alignment_data import persona_examples, write_store
 from tests.benchmarks.report import bar, print_report
-from tests.tiny_task import ARCHITECTURE, run_workers, tiny_task
+from tests.tiny_task import ARCHITECTURE, tiny_task
+from tests.worker_pool import run_workers
 from tests.worker_scenarios import curve
 
 JOBS = ("sft", "dpo")
