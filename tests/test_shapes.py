@@ -89,8 +89,8 @@ def test_a_row_that_leaves_its_meaning_open_is_refused(format: str, row: Any, wh
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "Hi", "response_1": "a", "response_2": "b", "preference_strength": 2},
-        {"prompt": "Hi", "response_a": "a", "response_b": "b", "winner": "model_a"},
+        {"prompt": "Hi", "response_1": "a", "response_2": "b", "verdict": 2},
+        {"prompt": "Hi", "reply_a": "a", "reply_b": "b", "winner": "model_a"},
         {"question": "Hi", "answers": {"text": ["a"]}, "context": "b"},
     ],
 )

@@ -4,18 +4,23 @@ Knows no tokenizer and no Ray. The other modules of this room show a row of each
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from metaalign.data.formats.chats import ANSWER_KEYS, read_query
-from metaalign.data.formats.fields import text
-from metaalign.data.formats.messages import unread_keys
+from metaalign.data.formats.chats import ANSWER_KEYS, REJECTED
+from metaalign.data.formats.fields import is_filled, number, text
+from metaalign.data.formats.json_texts import opened
+from metaalign.data.formats.markers import marked_by, may_hold_markers
+from metaalign.data.formats.messages import CONVERSATIONS, unread_keys
+from metaalign.data.formats.numbered import ARENA
 from metaalign.data.formats.own import read_metaalign
 from metaalign.data.formats.personas import read_personas
 from metaalign.data.formats.prompts import PROMPT_KEYS
 from metaalign.data.formats.proposal import propose_columns
+from metaalign.data.formats.rankings import LIST_SCORES, LISTS
 from metaalign.data.formats.shapes import SHAPES, Row, Shape, nearest_shape, shape_of
+from metaalign.data.formats.sides import SIDE_KEYS
 from metaalign.data.sources.options import SourceOptions, conversation_key
 from metaalign.data.sources.outcome import FileRead, printable
 from metaalign.data.sources.records import Record
@@ -25,10 +30,17 @@ from metaalign.examples import HELD_OUT, TRAIN, Example, Source
 __all__ = ["SHAPES", "detect_format", "read_rows"]
 
 _ROWS_LOOKED_AT = 100
-_SPOKEN = frozenset(
-    {"messages", "conversation", "conversations", "chosen", "rejected", *PROMPT_KEYS, *ANSWER_KEYS}
-)
+_TALKS = (*CONVERSATIONS, "conversations")
+_SPOKEN = frozenset({*_TALKS, *SIDE_KEYS, *REJECTED, *PROMPT_KEYS, *ANSWER_KEYS})
 """Where messages may stand."""
+
+_LISTS = frozenset({*_TALKS, "turns", "history", "context", *LISTS, *LIST_SCORES, *ARENA[0]})
+"""Where a list may stand as JSON text although it holds no messages."""
+
+_FACTORS = ("weight", "margin")
+_NOT_TEXT = ("images", "videos", "audios", "tools", "functions")
+_BESIDE = frozenset({"user_info", *_FACTORS, *_NOT_TEXT})
+"""What changes the meaning of a row of any format: it is read, or the row is refused."""
 
 
 def detect_format(records: Iterable[Record], name: str) -> str:
@@ -45,7 +57,7 @@ def detect_format(records: Iterable[Record], name: str) -> str:
     is_prompts = False
     for record in islice(records, _ROWS_LOOKED_AT):
         try:
-            row = record.object()
+            row = opened(record.object(), _LISTS)
         except RowError as error:
             problem = problem or f"row {record.row}: {error}"
             continue
@@ -94,19 +106,56 @@ def read_rows(
     for record in records:
         result.rows += 1
         try:
-            row = record.object()
-            examples = options.ordered(shape.read(row, Source(name, record.row), options))
-            answered = shape.read is not read_query
-            told = text(row, "user_info", "") if shape.read is not read_metaalign else ""
-            examples = [replace(each, user_info=told) for each in examples] if told else examples
-            result.examples += [_complete(each, options, answered=answered) for each in examples]
+            row = raw = record.object()
+            if not record.text or _may_hold_list(record.text):
+                row = opened(raw, _LISTS)
+            examples = shape.read(row, Source(name, record.row), options)
+            if not _BESIDE.isdisjoint(row) and shape.read is not read_metaalign:
+                examples = [_beside(each, row) for each in examples]
+            examples = [_complete(each, options, shape) for each in options.ordered(examples)]
         except RowError as error:
             result.refuse(record, str(error))
-        else:
-            result.used += 1
-            result.ignored.update(map(printable, record.unread))
-            _ignore(row, shape, result)
+            continue
+        result.used += 1
+        result.examples += examples
+        result.ignored.update(map(printable, record.unread))
+        _ignore(row, shape, result, examples)
+        if row is not raw:
+            read = (key for key in row if row[key] is not raw[key])
+            result.notices.update(printable(f"{key}: JSON text is read as a list") for key in read)
+        if not record.text or may_hold_markers(record.text):
+            result.notices.update(_marker_notices(row, examples))
     return result
+
+
+def _may_hold_list(text: str) -> bool:
+    """Whether a line may hold a list, or a message, as JSON text; a line of CSV doubles quotes."""
+    return '"[' in text or '"{' in text
+
+
+def _beside(example: Example, row: Row) -> Example:
+    """The example with the User Info, weight and margin that stand beside any shape."""
+    for key in _NOT_TEXT:
+        if is_filled(row.get(key)) and row[key] != "[]":
+            raise RowError(f"{key}: only text can be trained on")
+    weight = example.weight * number(row, "weight", 1.0)
+    has_margin = len(example.responses) > 1 and row.get("margin") is not None
+    margin = number(row, "margin") if has_margin else 0.0
+    user_info = text(row, "user_info", "") or example.user_info
+    return replace(example, user_info=user_info, weight=weight, margin=margin)
+
+
+def _marker_notices(row: Row, examples: Sequence[Example]) -> list[str]:
+    """What became of text that another chat template wrote."""
+    texts: set[str] = set()
+    for example in examples:
+        texts.update((example.system_info, example.user_info))
+        texts.update(text for turn in example.turns for text in (turn.text, turn.user_info))
+        texts.update(response.text for response in example.responses)
+    left = marked_by(texts)
+    given = marked_by(value for value in row.values() if isinstance(value, str))
+    read = [f"the markers of {name} are read as turns" for name in given if name not in left]
+    return read + [f"the markers of {name} stay in the text, and are trained" for name in left]
 
 
 @functools.cache
@@ -114,18 +163,23 @@ def _spoken_in(keys: frozenset[str]) -> frozenset[str]:
     return keys & _SPOKEN
 
 
-def _ignore(row: Row, shape: Shape, result: FileRead) -> None:
-    """Count what was not read of a row that was used."""
-    more = (*shape.reads(row), "user_info")
+def _ignore(row: Row, shape: Shape, result: FileRead, examples: Sequence[Example]) -> None:
+    """Count what was not read of a row that was used, and tell what else is to be told of it."""
+    more = tuple(shape.reads(row))
+    if not _BESIDE.isdisjoint(row):
+        paired = any(len(example.responses) > 1 for example in examples)
+        more += ("user_info", *(_FACTORS if paired else _FACTORS[:1]))
     result.ignore(row, shape.known.union(more) if more else shape.known)
     spoken = _spoken_in(shape.known)
     if spoken:
         result.ignored.update(map(printable, unread_keys(row, spoken)))
+    if shape.tells_more is not None:
+        result.notices.update(shape.tells_more(row))
 
 
-def _complete(example: Example, options: SourceOptions, *, answered: bool) -> Example:
+def _complete(example: Example, options: SourceOptions, shape: Shape) -> Example:
     """A valid example with the source's defaults, a conversation and a split."""
-    example.validate(answered=answered)
+    example.validate(answered=not shape.asks or bool(example.responses))
     conversation = example.conversation or conversation_key(example.turns[0].text)
     split = example.tags.get("split") or options.split(conversation)
     if split not in (TRAIN, HELD_OUT):

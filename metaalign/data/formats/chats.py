@@ -1,76 +1,60 @@
-"""Conversations, pairs and single answers, as most data sets hold them. One row of each:
+"""Conversations and single answers, as most data sets hold them. One row of each:
 
 messages    {"messages": [{"role": "user", "content": "Hi"},
-                          {"role": "assistant", "content": "Hello!"}], "label": true}
+                          {"role": "assistant", "content": "Hello!"}], "label": true}, or of
+            ms-swift {"messages": [...], "rejected_response": "Go away."}, where the last message is
+            the better answer, or {"messages": [...], "rejected_messages": [...]}, or
+            {"conversation": [{"input": "Hi", "output": "Hello!"}]}
 sharegpt    {"conversations": [{"from": "human", "value": "Hi"}],
-             "chosen": {"from": "gpt", "value": "Hello!"}, "rejected": {...}}
-hh_rlhf     {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "..."}
-pairs       {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}, each a text, a message
-            or a list of messages; without a prompt, chosen and rejected are whole conversations
+             "chosen": {"from": "gpt", "value": "Hello!"}, "rejected": {...}}, or
+            {"conversations": ["Hi", "Hello!"]}
+text        {"text": "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>"},
+            or of any other template that `markers` splits
 alpaca      {"instruction": "Translate.", "input": "hola", "output": "hello"}
-completion  {"prompt": "Capital of Peru?", "completion": "Lima.", "label": true}
-prompts     {"prompt": "Capital of Peru?"} or {"turns": ["Capital of Peru?", "And of Chile?"]}
+completion  {"prompt": "Capital of Peru?", "completion": "Lima.", "label": true}, or of ms-swift
+            {"query": "Capital of Peru?", "response": "Lima.", "rejected_response": "Quito."}, or of
+            BeaverTails {"prompt": "Hi", "response": "Hello!", "is_safe": true}
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metaalign.data.formats.exchanges import is_exchanges, read_exchanges
 from metaalign.data.formats.fields import (
-    flag,
-    is_filled,
-    items,
     label,
     number,
     one_of,
     short,
     text,
 )
+from metaalign.data.formats.loss_flags import loss_weight
+from metaalign.data.formats.markers import split_template, without_end
 from metaalign.data.formats.messages import (
+    CONVERSATIONS,
     Dialogue,
-    holds_turns,
-    is_transcript,
     one_system,
-    read_message,
     read_messages,
-    read_transcript,
-    same_turns,
+    refuse_repeats,
     words,
 )
-from metaalign.data.formats.prompts import (
-    BESIDE,
-    PROMPT_KEYS,
-    SYSTEM_KEYS,
-    read_prompt,
-    read_system,
-    refuse_beside,
-)
+from metaalign.data.formats.prompts import read_prompt, read_system
+from metaalign.data.formats.sides import pair_under, sides_of, split_last
+from metaalign.data.formats.transcripts import is_transcript, read_transcript
 from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
-from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
+from metaalign.examples import Example, Response, Source, Turn
 
 ANSWER_KEYS = ("output", "completion", "response", "answer")
 """Where a single answer stands."""
 
-RATED_PAIRS = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen-rating", "rejected-rating"),
-)
-"""Where the ratings of a pair's two sides stand."""
+REJECTED = ("rejected_response", "rejected_messages")
+"""Where ms-swift keeps the worse answer; the better one is the last message, or the response."""
 
-RATING = "rating"
-"""The objective of such ratings. The order of a pair is what `chosen` says."""
+LOSS_MASK = "loss_mask"
+"""Where a conversation may have a list of 0 and 1, one a message."""
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """Objectives by which HelpSteer rates an answer."""
-
-QUERY_KEYS = frozenset(
-    {"prompt", "turns", *SYSTEM_KEYS, "id", "key", "prompt_id", "question_id", "category"}
-    | {"reference", "instruction_id_list", "kwargs"}
-)
-"""Keys that stand beside a prompt which nobody has answered; any other may hold an answer."""
-_ASKING_KEYS = QUERY_KEYS.union(PROMPT_KEYS, BESIDE)
 
 
 def read_sharegpt(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
@@ -80,125 +64,149 @@ def read_sharegpt(row: Mapping[str, Any], source: Source, options: SourceOptions
 
 def read_chat(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
     """`messages` or `conversation`, with a pair, a label or neither."""
-    key = one_of(row, ("messages", "conversation"), "messages")
+    key = one_of(row, CONVERSATIONS, "messages", equal=True)
     return _read_conversation(row, key, source, options)
+
+
+def read_text(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
+    """A conversation in one text, as another template wrote it."""
+    said = conversation_in(text(row, "text"))
+    if said is None:
+        raise RowError("text: expected a conversation under the markers of a chat template")
+    said = Dialogue(said.turns, one_system(said.system_info, read_system(row)))
+    return _trained(row, "text", said, [1.0] * len(said.turns), source, options)
+
+
+def conversation_in(said: str) -> Dialogue | None:
+    """The turns of a whole conversation in one text; None of other text."""
+    if is_transcript(said):
+        return Dialogue(read_transcript(said, "text"))
+    return split_template(said)
 
 
 def _read_conversation(
     row: Mapping[str, Any], key: str, source: Source, options: SourceOptions
 ) -> list[Example]:
-    said = read_messages(row, key)
-    turns, system = said.turns, one_system(said.system_info, read_system(row))
-    if is_pair(row):
-        return [_pair(row, Dialogue(turns, system), source)]
+    said = _dialogue(row, key)
+    said = Dialogue(said.turns, one_system(said.system_info, read_system(row)))
+    sides = sides_of(row)
+    if sides is not None:
+        one_of(row, tuple({sides[1]: 0, **dict.fromkeys(REJECTED)}), "a worse answer", equal=True)
+        return [pair_under(row, said, source, sides)]
+    if any(row.get(name) is not None for name in REJECTED):
+        return [_pair_with_last(row, key, said, source)]
+    return _trained(row, key, said, _weights(row, key, said.turns), source, options)
+
+
+def _dialogue(row: Mapping[str, Any], key: str) -> Dialogue:
+    if is_exchanges(row.get(key)):
+        return Dialogue(read_exchanges(row[key], key))
+    return read_messages(row, key)
+
+
+def _pair_with_last(row: Mapping[str, Any], key: str, said: Dialogue, source: Source) -> Example:
+    """The last message of a conversation over what ms-swift keeps beside it."""
+    worse = one_of(row, REJECTED, "a worse answer", equal=True)
+    before, chosen = split_last(said, key)
+    if not before.turns:
+        raise RowError(f"{key}: nothing is said before the last answer")
+    if not _weights(row, key, said.turns)[-1]:
+        raise RowError(f"{key}: the last answer has the weight 0; nothing to train")
+    is_whole = isinstance(row[worse], list) and len(row[worse]) > 1
+    better = row[key] if is_whole else {"role": "assistant", "content": chosen}
+    return pair_under({**row, key: better}, before, source, (key, worse))
+
+
+def _weights(row: Mapping[str, Any], key: str, turns: Sequence[Turn]) -> list[float]:
+    """The weight of every turn; of the user's, 0."""
+    if is_exchanges(row[key]):
+        weights = [float(turn.role == "assistant") for turn in turns]
+    else:
+        weights = [
+            loss_weight(message, key) if turn.role == "assistant" else 0.0
+            for turn, message in zip(turns, row[key][-len(turns) :], strict=False)
+        ]
+    mask = row.get(LOSS_MASK)
+    return weights if mask is None else _masked(weights, mask, len(row[key]))
+
+
+def _masked(weights: Sequence[float], mask: Any, count: int) -> list[float]:
+    """The weights where a list beside the messages says 1.
+
+    Args:
+        count: Of the messages, a system message among them.
+    """
+    if not isinstance(mask, list) or len(mask) != count or count < len(weights):
+        wanted = f"{LOSS_MASK}: expected a list of 0 and 1, one a message"
+        raise RowError(f"{wanted}, got {short(mask)}")
+    flags = mask[-len(weights) :] if weights else []
+    return [
+        weight * loss_weight({LOSS_MASK: flag}, LOSS_MASK)
+        for weight, flag in zip(weights, flags, strict=True)
+    ]
+
+
+def _trained(
+    row: Mapping[str, Any],
+    key: str,
+    said: Dialogue,
+    weights: Sequence[float],
+    source: Source,
+    options: SourceOptions,
+) -> list[Example]:
+    """An example for every answer that is trained, and one that waits for a teacher's answer."""
+    turns, good = said.turns, label(row)
     if turns and turns[0].role == "assistant":
         raise RowError(f"{key}: the first turn is the assistant's; it must be the user's")
-    good = label(row)
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-    if not places or (good is not None and places[-1] < len(turns) - 1):
+    open_end = bool(turns) and turns[-1].role == "user"
+    asks = open_end and options.responses is not None and good is None
+    if not asks and (not places or (good is not None and open_end)):
         raise RowError(f"{key}: the last message is not the assistant's; nothing to train")
+    refuse_repeats(turns if asks else turns[: places[-1] + 1])
     last = good is not None or options.assistant_turns == "last"
-    trained = _trained(items(row, key)[-len(turns) :], places[-1:] if last else places)
-    if not trained:
+    trained = [place for place in (places[-1:] if last else places) if weights[place]]
+    if asks and last:
+        trained = []
+    if not trained and not asks:
         which = "the last" if last else "every"
         raise RowError(f"{key}: {which} answer has the weight 0; nothing to train")
-    return [
+    examples = [
         Example(
             tuple(turns[:place]),
             (Response(turns[place].text, desirable=good),),
             source,
-            system_info=system,
+            system_info=said.system_info,
+            weight=weights[place],
         )
         for place in trained
     ]
-
-
-def _trained(messages: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[int]:
-    """The places of the answers that OpenAI's weight 0 or axolotl's train false does not leave out.
-
-    Args:
-        places: Of all answers.
-    """
-    return [
-        place
-        for place in places
-        if number(messages[place], "weight", 1.0) > 0
-        and flag(messages[place], "train") is not False
-    ]
-
-
-def is_pair(row: Mapping[str, Any]) -> bool:
-    """Whether a row has an answer that is chosen or rejected."""
-    return row.get("chosen") is not None or row.get("rejected") is not None
-
-
-def read_pair(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """`chosen` and `rejected`, below a prompt of their own or as whole conversations."""
-    prompt = read_prompt(row)
-    if prompt is None:
-        refuse_beside(row, "chosen")
-        prompt = Dialogue([], read_system(row))
-    return [_pair(row, prompt, source)]
-
-
-def _pair(row: Mapping[str, Any], prompt: Dialogue, source: Source) -> Example:
-    (before, chosen), (other, rejected) = (
-        _side(row, key, prompted=bool(prompt.turns)) for key in ("chosen", "rejected")
-    )
-    if before.system_info != other.system_info or not same_turns(before.turns, other.turns):
-        raise RowError("chosen and rejected differ before their last turn")
-    if before.turns and not holds_turns(before.turns, prompt.turns):
-        raise RowError("the prompt is not among the messages before the last of chosen")
-    scores: list[dict[str, float | None]] = [{PREFERENCE: 1.0}, {PREFERENCE: 0.0}]
-    for each, key in zip(scores, pair_ratings(row), strict=False):
-        each[RATING] = number(row, key)
-    return Example(
-        tuple(before.turns or prompt.turns),
-        (Response(chosen, scores[0]), Response(rejected, scores[1])),
-        source,
-        system_info=one_system(prompt.system_info, before.system_info),
-    )
-
-
-def pair_ratings(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the ratings of a pair's two sides stand in a row; empty where one of them does not."""
-    rated = (keys for keys in RATED_PAIRS if all(row.get(key) is not None for key in keys))
-    return next(rated, ()) if is_pair(row) else ()
-
-
-def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue, str]:
-    """What was said before an answer, as far as the field repeats it, and the answer."""
-    value = row.get(key)
-    if isinstance(value, dict):
-        role, said = read_message(value, key)
-        return _split(Dialogue([Turn(role, said)]), key)  # pyright: ignore[reportArgumentType]
-    if isinstance(value, list | tuple):
-        return _split(read_messages(row, key), key)
-    answer = words(row, key)
-    if is_transcript(answer) or not prompted:
-        return _split(Dialogue(read_transcript(answer, key)), key)
-    return Dialogue([]), answer
-
-
-def _split(said: Dialogue, key: str) -> tuple[Dialogue, str]:
-    if not said.turns or said.turns[-1].role != "assistant":
-        raise RowError(f"{key}: the last turn is not the assistant's")
-    return Dialogue(said.turns[:-1], said.system_info), said.turns[-1].text
+    waiting = Example(tuple(turns), (), source, system_info=said.system_info)
+    return [*examples, waiting] if asks else examples
 
 
 def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A prompt and one answer, with a label or without."""
+    """A prompt and one answer, with a label or a worse answer or without."""
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
-    key = one_of(row, ANSWER_KEYS, "an answer")
+    key = one_of(row, ANSWER_KEYS, "an answer", equal=True)
+    good = label(row)
+    if row.get(REJECTED[0]) is not None:
+        if good is not None:
+            raise RowError(f"a label beside {REJECTED[0]}; a pair has none")
+        return [pair_under(row, prompt, source, (key, REJECTED[0]))]
     if isinstance(row.get(key), list):
-        before, said = _split(read_messages(row, key), key)
-        if before.turns or before.system_info:
-            raise RowError(f"{key}: expected the assistant's message alone, got {short(row[key])}")
+        before, said = split_last(read_messages(row, key), key)
     else:
         said = words(row, key)
-    answer = Response(said, helpsteer_scores(row), desirable=label(row))
+        templated = split_template(said)
+        before, said = (
+            split_last(templated, key) if templated else (Dialogue([]), without_end(said))
+        )
+    if before.turns or before.system_info:
+        raise RowError(f"{key}: expected the assistant's message alone, got {short(row[key])}")
+    answer = Response(said, helpsteer_scores(row), desirable=good)
     return [Example(tuple(prompt.turns), (answer,), source, system_info=prompt.system_info)]
 
 
@@ -208,27 +216,3 @@ def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:
         return {name: number(row, name) for name in HELPSTEER}
     except RowError:
         return {}
-
-
-def read_query(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A prompt that nobody has answered yet; several `turns` are asked one after another.
-
-    What else stands in a row may be an answer, so it is refused unless the settings name the
-    format; then it is told to be not read.
-    """
-    other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
-    if other and not options.is_told:
-        raise RowError(
-            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
-            "nobody has answered, set format=prompts"
-        )
-    if is_filled(row.get("turns")):
-        one_of(row, ("turns", *PROMPT_KEYS), "a prompt")
-        refuse_beside(row, "turns")
-        asked = [text({"turns": said}, "turns") for said in items(row, "turns", of=str)]
-        prompt = Dialogue([Turn("user", said) for said in asked], read_system(row))
-    else:
-        prompt = read_prompt(row)
-    if prompt is None or not prompt.turns:
-        raise RowError("the prompt is missing")
-    return [Example(tuple(prompt.turns), (), source, system_info=prompt.system_info)]

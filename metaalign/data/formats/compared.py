@@ -17,9 +17,9 @@ is the more helpful one, its safer one the less harmful, https://arxiv.org/abs/2
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaalign.data.formats.chats import read_pair
 from metaalign.data.formats.fields import is_filled, items, mapping, short, text
 from metaalign.data.formats.prompts import read_prompt
+from metaalign.data.formats.sides import read_pair
 from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn

@@ -44,17 +44,18 @@ def is_filled(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], (), {})
 
 
-def one_of(row: Mapping[str, Any], keys: Sequence[str], what: str) -> str:
+def one_of(row: Mapping[str, Any], keys: Sequence[str], what: str, *, equal: bool = False) -> str:
     """The key of several under which a row holds something, or where it says that it has nothing.
 
     Args:
         what: Stands there, for the error.
+        equal: Whether two that hold the same are one.
 
     Raises:
-        RowError: two of them do, and either would be dropped.
+        RowError: two of them hold something, and either would be dropped.
     """
     filled = [key for key in keys if is_filled(row.get(key))]
-    if len(filled) > 1:
+    if len(filled) > 1 and not (equal and all(row[key] == row[filled[0]] for key in filled)):
         raise RowError(f"{filled[0]} and {filled[1]} both hold {what}; keep one of them")
     given = [key for key in keys if row.get(key) is not None]
     there = [key for key in keys if key in row]
@@ -105,13 +106,21 @@ def flag(row: Mapping[str, Any], key: str) -> bool | None:
     return value
 
 
+LABELS = ("label", "kto_tag", "is_safe")
+"""Where it stands whether an answer is good; the last two are LLaMA-Factory's and BeaverTails'."""
+
+
 def label(row: Mapping[str, Any]) -> bool | None:
-    """Whether an answer is good: `label`, or LLaMA-Factory's `kto_tag`; None where nobody said.
+    """Whether an answer is good, as LABELS says; None where nobody said.
 
     Raises:
-        RowError: it is neither true nor false, nor 1 or 0, nor one of these as text.
+        RowError: it is neither true nor false, nor 1 or 0, nor one of these as text; or two labels
+            differ.
     """
-    key = "kto_tag" if row.get("label") is None else "label"
+    key = next((key for key in LABELS if row.get(key) is not None), "")
+    if not key:
+        return None
+    one_of(row, LABELS, "a label", equal=True)
     value = row.get(key)
     known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     if value is None or isinstance(value, bool):

@@ -1,23 +1,23 @@
-"""What was said, turn by turn: lists of messages, and texts that hold several turns.
+"""What was said, message by message.
 
-    messages    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    ShareGPT    [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
-    transcript  "\\n\\nHuman: Hi\\n\\nAssistant: Hello!"
-    HelpSteer2  "Hi\\n<extra_id_1>Assistant\\nHello!\\n<extra_id_1>User\\nBye"
+    messages          [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    parts             [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    LLaMA-Factory v1  [{"role": "user", "content": [{"type": "text", "value": "Hi"}]}]
+    ShareGPT          [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
 
 Knows no row: where in one these stand, the other modules of this room know.
 """
 
-import re
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from metaalign.data.formats.exchanges import EXCHANGE_KEYS
 from metaalign.data.formats.fields import is_filled, items, short, text
+from metaalign.data.formats.loss_flags import LOSS_FLAGS
 from metaalign.errors import RowError
 from metaalign.examples import Turn
 
-_TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
-_MARK = re.compile(r"\n<extra_id_1>(User|Assistant)(?:\n|$)")
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -27,8 +27,13 @@ _ROLES = {
     "system": "system",
     "developer": "system",
 }
+_PRINTED = ("'role':", "'content':", '"role":')
+"""What tells a list of messages that was printed; one of valid JSON was read before."""
+CONVERSATIONS = ("messages", "conversation")
+"""Where a conversation stands; ShareGPT's stands under `conversations`."""
+
 _CALLS = ("tool_calls", "function_call")
-_READ = frozenset({"role", "content", "from", "value", "weight", "train", "messages", *_CALLS})
+_READ = frozenset({"role", "content", "from", "value", "messages", *LOSS_FLAGS, *_CALLS})
 """What is read of a message, and of the object in which OpenAI's `input` holds its messages."""
 
 
@@ -58,52 +63,12 @@ def words(row: Mapping[str, Any], key: str) -> str:
         RowError: it is no text, or one that a list of messages was printed into.
     """
     said = text(row, key)
-    if said.startswith("[{") and ("'role':" in said or "'content':" in said):
+    if said.startswith("[{") and any(mark in said for mark in _PRINTED):
         raise RowError(
             f"{key}: a list of messages that was printed as text; export the rows as JSON lines or "
             "Parquet, which keep lists"
         )
     return said
-
-
-def is_transcript(value: Any) -> bool:
-    """Whether it is a text of turns that begin with Human: and Assistant:."""
-    if not isinstance(value, str):
-        return False
-    begun = value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
-    return begun or _TRANSCRIPT.match(value) is not None
-
-
-def read_transcript(said: str, key: str) -> list[Turn]:
-    """The turns of a text such as "\\n\\nHuman: Hi\\n\\nAssistant: Hello!".
-
-    Raises:
-        RowError: it does not begin so.
-    """
-    start, *parts = _TRANSCRIPT.split(f"\n\n{said.lstrip()}" if is_transcript(said) else said)
-    if start.strip() or not parts:
-        raise RowError(f"{key}: a transcript must begin with '\\n\\nHuman:', got {said[:40]!r}")
-    return _turns(parts)
-
-
-def read_open_transcript(said: str, key: str) -> list[Turn] | None:
-    """The turns of a text that an assistant's answer may be missing from; None of one question."""
-    if is_transcript(said):
-        turns = read_transcript(said, key)
-    elif _MARK.search(said):
-        turns = _turns(["User", *_MARK.split(said)])
-    else:
-        return None
-    open_end = turns[-1].role == "assistant" and not turns[-1].text
-    return turns[:-1] if open_end else turns
-
-
-def _turns(parts: Sequence[str]) -> list[Turn]:
-    """Speakers and what they say, in turn."""
-    return [
-        Turn("assistant" if speaker == "Assistant" else "user", said.strip())
-        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
 
 
 def read_messages(row: Mapping[str, Any], key: str) -> Dialogue:
@@ -152,7 +117,14 @@ def _part(part: Mapping[str, Any], key: str) -> str:
         raise RowError(
             f"{key}: only text can be trained on, got a part of type {part.get('type')!r}"
         )
-    return text(part, "text")
+    named = {name: part.get(name) for name in ("text", "value")}
+    if named["text"] is None and named["value"] is None:
+        found = ", ".join(map(str, part)) or "nothing"
+        raise RowError(
+            f"{key}: content: a part of type text has no text and no value, it has {found}"
+        )
+    name = "value" if named["text"] is None else "text"
+    return text({f"{key}: content: {name}": named[name]}, f"{key}: content: {name}")
 
 
 def unread_keys(row: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
@@ -162,9 +134,21 @@ def unread_keys(row: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
         for key in keys
         for message in (row[key] if isinstance(row.get(key), list) else [row.get(key)])
         if isinstance(message, dict)
+        for read in (_READ if "role" in message or "from" in message else EXCHANGE_KEYS,)
         for name, value in message.items()
-        if is_filled(value) and name not in _READ
+        if is_filled(value) and name not in read
     }
+
+
+def refuse_repeats(turns: Sequence[Turn]) -> None:
+    """Refuse two turns of one speaker that follow each other.
+
+    Raises:
+        RowError: there are such turns.
+    """
+    for first, second in itertools.pairwise(turns):
+        if first.role == second.role:
+            raise RowError(f"two {first.role} turns follow each other")
 
 
 def same_turns(one: Sequence[Turn], other: Sequence[Turn]) -> bool:

@@ -1,18 +1,27 @@
-"""What a row asks: its messages, its transcript, or a question with what belongs to it."""
+"""What a row asks: its messages, its transcript, or a question with what belongs to it.
+
+prompts     {"prompt": "Capital of Peru?"}, {"turns": ["Capital of Peru?", "And of Chile?"]} or
+            {"messages": [{"role": "system", "content": "Be brief."},
+                          {"role": "user", "content": "Capital of Peru?"}]}
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from metaalign.data.formats.fields import is_filled, items, one_of, short, text
+from metaalign.data.formats.markers import split_template
 from metaalign.data.formats.messages import (
+    CONVERSATIONS,
     Dialogue,
     one_system,
     read_messages,
-    read_open_transcript,
+    refuse_repeats,
     words,
 )
+from metaalign.data.formats.transcripts import read_open_transcript
+from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
-from metaalign.examples import Turn
+from metaalign.examples import Example, Source, Turn
 
 _QUESTIONS = ("prompt", "instruction", "question", "query")
 PROMPT_KEYS = (*_QUESTIONS, "input")
@@ -21,6 +30,15 @@ PROMPT_KEYS = (*_QUESTIONS, "input")
 SYSTEM_KEYS = ("system", "system_prompt")
 BESIDE = ("input", "context", "history")
 """What may stand beside a question."""
+
+QUERY_KEYS = frozenset(
+    {"prompt", "turns", *SYSTEM_KEYS, "id", "key", "prompt_id", "question_id", "category"}
+    | {"reference", "instruction_id_list", "kwargs"}
+)
+"""Keys that stand beside a prompt which nobody has answered; any other may hold an answer."""
+SPOKEN_QUERIES = (*CONVERSATIONS, "conversations", "turns")
+"""Where a prompt of several turns stands."""
+_ASKING_KEYS = QUERY_KEYS.union(PROMPT_KEYS, BESIDE)
 
 
 def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
@@ -32,22 +50,44 @@ def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
     if all(row.get(name) is None for name in PROMPT_KEYS):
         return None
     asks = any(is_filled(row.get(name)) for name in _QUESTIONS)
-    key = one_of(row, _QUESTIONS if asks else PROMPT_KEYS, "a prompt")
+    key = _prompt_key(row) if asks else one_of(row, PROMPT_KEYS, "a prompt")
     system = read_system(row)
     said = _spoken(row, key)
     if said is not None:
         refuse_beside(row, key)
         return Dialogue(said.turns, one_system(said.system_info, system))
+    asked = text(row, key)
     more = [text(row, name, "") for name in ("input", "context") if name != key]
-    asked = "\n\n".join([text(row, key), *(part for part in more if part.strip())])
+    asked = "\n\n".join([asked, *(part for part in more if part.strip() and part != asked)])
     return Dialogue([*_history(row), Turn("user", asked)], system)
+
+
+def _prompt_key(row: Mapping[str, Any]) -> str:
+    """Where the question stands; a list of messages that say the same is the same prompt."""
+    if sum(is_filled(row.get(name)) for name in _QUESTIONS) > 1:
+        said = {name: _asked(row[name]) for name in _QUESTIONS if is_filled(row.get(name))}
+        lists = [name for name in said if not isinstance(row[name], str)]
+        one_of(said, _QUESTIONS, "a prompt", equal=True)
+        return [*lists, *said][0]
+    return one_of(row, _QUESTIONS, "a prompt")
+
+
+def _asked(value: Any) -> Any:
+    """The text of a list of one message, to compare it with."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        return value[0].get("content")
+    return value
 
 
 def _spoken(row: Mapping[str, Any], key: str) -> Dialogue | None:
     """A prompt that is a conversation of its own; None of a question."""
     if not isinstance(row[key], str):
         return read_messages(row, key)
-    turns = read_open_transcript(words(row, key), key)
+    said = words(row, key)
+    templated = split_template(said)
+    if templated is not None:
+        return templated
+    turns = read_open_transcript(said, key)
     return None if turns is None else Dialogue(turns)
 
 
@@ -79,3 +119,35 @@ def _history(row: Mapping[str, Any]) -> list[Turn]:
         pair = {"query": exchange[0], "answer": exchange[1]}
         turns += [Turn("user", text(pair, "query")), Turn("assistant", text(pair, "answer"))]
     return turns
+
+
+def read_query(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
+    """A prompt that nobody has answered yet; several `turns` are asked one after another.
+
+    What else stands in a row may be an answer, so it is refused unless the settings name the
+    format; then it is told to be not read.
+    """
+    other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
+    if other and not options.is_told:
+        raise RowError(
+            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
+            "nobody has answered, set format=prompts"
+        )
+    spoken = [key for key in SPOKEN_QUERIES if is_filled(row.get(key))]
+    prompt = _spoken_query(row, spoken[0]) if spoken else read_prompt(row)
+    if prompt is None or not prompt.turns:
+        raise RowError("the prompt is missing")
+    return [Example(tuple(prompt.turns), (), source, system_info=prompt.system_info)]
+
+
+def _spoken_query(row: Mapping[str, Any], key: str) -> Dialogue:
+    one_of(row, (*SPOKEN_QUERIES, *PROMPT_KEYS), "a prompt")
+    refuse_beside(row, key)
+    if key == "turns":
+        asked = [text({key: said}, key) for said in items(row, key, of=str)]
+        return Dialogue([Turn("user", said) for said in asked], read_system(row))
+    said = read_messages(row, key)
+    if said.turns and said.turns[-1].role == "assistant":
+        raise RowError(f"{key}: the last message is the assistant's; a prompt ends with the user's")
+    refuse_repeats(said.turns)
+    return Dialogue(said.turns, one_system(said.system_info, read_system(row)))

@@ -5,22 +5,20 @@ shape show a row of it.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from metaalign.data.formats import telling
 from metaalign.data.formats.chats import (
     ANSWER_KEYS,
-    QUERY_KEYS,
+    LOSS_MASK,
+    REJECTED,
     helpsteer_scores,
-    is_pair,
-    pair_ratings,
     read_answer,
     read_chat,
-    read_pair,
-    read_query,
     read_sharegpt,
+    read_text,
 )
 from metaalign.data.formats.compared import (
     COMPARED,
@@ -31,8 +29,29 @@ from metaalign.data.formats.compared import (
     read_openai,
     read_shp,
 )
+from metaalign.data.formats.fields import LABELS
+from metaalign.data.formats.messages import CONVERSATIONS
+from metaalign.data.formats.numbered import (
+    ARENA,
+    NUMBERED,
+    ONE_HOT,
+    PANDALM,
+    STRENGTHS,
+    WINNERS,
+    annotators_of,
+    read_arena,
+    read_helpsteer,
+    read_numbered,
+    read_pandalm,
+)
 from metaalign.data.formats.own import OWN_KEYS, read_metaalign
-from metaalign.data.formats.prompts import BESIDE, PROMPT_KEYS, SYSTEM_KEYS
+from metaalign.data.formats.prompts import (
+    BESIDE,
+    PROMPT_KEYS,
+    SPOKEN_QUERIES,
+    SYSTEM_KEYS,
+    read_query,
+)
 from metaalign.data.formats.rankings import (
     LIST_SCORES,
     LISTS,
@@ -42,13 +61,21 @@ from metaalign.data.formats.rankings import (
     read_rated,
     read_truthfulqa,
 )
+from metaalign.data.formats.reply_trees import OASST, left_out_of_tree, read_tree
+from metaalign.data.formats.sides import (
+    SIDE_KEYS,
+    SIDES,
+    is_pair,
+    pair_ratings,
+    read_pair,
+)
 from metaalign.data.sources.options import SourceOptions
 from metaalign.examples import Example, Source
 
 _NEAR = 0.8
 """Likeness of two keys from which one may be meant by the other."""
 
-Row = Mapping[str, Any]
+Row = telling.Row
 Reader = Callable[[Row, Source, SourceOptions], list[Example]]
 
 
@@ -64,6 +91,8 @@ class Shape:
         tells: What else tells it.
         needs: Of each of these it has one key, as an error says it.
         note: What an error says beside that.
+        asks: Whether a row may be a prompt that nobody has answered.
+        tells_more: What else is told of a row that was read.
     """
 
     keys: frozenset[str]
@@ -73,6 +102,8 @@ class Shape:
     tells: Callable[[Row], bool]
     needs: tuple[Sequence[str], ...]
     note: str
+    asks: bool
+    tells_more: Callable[[Row], Iterable[str]] | None
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -88,6 +119,8 @@ def _shape(
     tells: Callable[[Row], bool] | None = None,
     needs: Sequence[Sequence[str]] = (),
     note: str = "",
+    asks: bool = False,
+    tells_more: Callable[[Row], Iterable[str]] | None = None,
 ) -> Shape:
     return Shape(
         frozenset(keys),
@@ -97,57 +130,26 @@ def _shape(
         tells or (lambda _: True),
         (*([key] for key in sorted(keys)), *needs),
         note,
+        asks,
+        tells_more,
     )
 
 
 _PROMPT = (*PROMPT_KEYS, *SYSTEM_KEYS, *BESIDE)
-_CONVERSATIONS = ("messages", "conversation")
-_LABEL = ("label", "kto_tag")
-_SIDES = ("chosen", "rejected")
+_BESIDE_TALK = (*SYSTEM_KEYS, *SIDE_KEYS, *REJECTED, LOSS_MASK)
 
 
-def _has_prompt(row: Row) -> bool:
-    return any(row.get(key) is not None for key in PROMPT_KEYS)
+def _keys_of(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [key for keys in pairs for key in keys]
 
 
-def _is_hh_rlhf(row: Row) -> bool:
-    return isinstance(row["chosen"], str) and not _has_prompt(row) and not _is_conversation(row)
-
-
-def _is_pair(row: Row) -> bool:
-    return _has_prompt(row) or (isinstance(row["chosen"], list) and not _asks(row))
-
-
-def _is_rated(row: Row) -> bool:
-    answers = [row[key] for key in LISTS if isinstance(row.get(key), list)]
-    scored = any(isinstance(row.get(key), list) for key in LIST_SCORES)
-    judged = any(scored or any(isinstance(each, dict) for each in some) for some in answers)
-    return _has_prompt(row) and judged
-
-
-def _is_answered(row: Row) -> bool:
-    return _has_prompt(row) and any(row.get(key) is not None for key in ANSWER_KEYS)
-
-
-def _is_query(row: Row) -> bool:
-    given = {key for key, value in row.items() if value is not None}
-    return given <= QUERY_KEYS and ("prompt" in given or "turns" in given)
-
-
-def _is_conversation(row: Row) -> bool:
-    return any(isinstance(row.get(key), list) for key in _CONVERSATIONS)
-
-
-def _asks(row: Row) -> bool:
-    """Whether it has messages of which the last is the user's."""
-    ends = [row[key][-1] for key in _CONVERSATIONS if isinstance(row.get(key), list) and row[key]]
-    return any(
-        isinstance(end, dict) and "user" in (end.get("role"), end.get("from")) for end in ends
-    )
+def _names(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Two answers' keys, as an error says them."""
+    return ["+".join(keys) for keys in pairs]
 
 
 def _pair_or_label(row: Row) -> Sequence[str]:
-    return pair_ratings(row) if is_pair(row) else _LABEL
+    return pair_ratings(row) if is_pair(row) else LABELS
 
 
 SHAPES: dict[str, Shape] = {
@@ -175,33 +177,70 @@ SHAPES: dict[str, Shape] = {
     ),
     "shp": _shape("history", *SHP, "labels", read=read_shp),
     "openai": _shape(*OPENAI, read=read_openai),
+    "oasst": _shape(
+        *OASST,
+        read=read_tree,
+        more=["tree_state", "origin"],
+        tells=telling.is_tree,
+        asks=True,
+        tells_more=left_out_of_tree,
+    ),
+    "helpsteer": _shape(
+        read=read_helpsteer,
+        more=(*_PROMPT, *STRENGTHS, *_keys_of(STRENGTHS.values()), "preference_statement"),
+        tells=telling.is_helpsteer,
+        needs=[("prompt", "context"), _names(STRENGTHS.values()), STRENGTHS],
+    ),
+    "arena": _shape(
+        read=read_arena,
+        more=(*_PROMPT, *_keys_of(ARENA), "winner", *ONE_HOT),
+        tells=telling.is_arena,
+        needs=[_names(ARENA), ("winner", "+".join(ONE_HOT))],
+    ),
+    "pandalm": _shape(
+        *PANDALM,
+        read=read_pandalm,
+        more=_PROMPT,
+        reads=annotators_of,
+        tells=lambda row: bool(annotators_of(row)),
+        needs=[PROMPT_KEYS, ["annotator1"]],
+    ),
+    "numbered": _shape(
+        read=read_numbered,
+        more=(*_PROMPT, *_keys_of(NUMBERED), *WINNERS),
+        tells=telling.is_numbered,
+        needs=[PROMPT_KEYS, _names(NUMBERED), WINNERS],
+    ),
     "sharegpt": _shape(
         "conversations",
         read=read_sharegpt,
-        more=(*SYSTEM_KEYS, *_SIDES),
+        more=_BESIDE_TALK,
         reads=_pair_or_label,
+        asks=True,
     ),
-    "hh_rlhf": _shape(*_SIDES, read=read_pair, more=_PROMPT, reads=pair_ratings, tells=_is_hh_rlhf),
+    "hh_rlhf": _shape(
+        *SIDES, read=read_pair, more=_PROMPT, reads=pair_ratings, tells=telling.is_hh_rlhf
+    ),
     "pairs": _shape(
-        *_SIDES,
         read=read_pair,
-        more=_PROMPT,
+        more=(*SIDE_KEYS, *_PROMPT),
         reads=pair_ratings,
-        tells=_is_pair,
-        needs=[PROMPT_KEYS],
+        tells=telling.is_pair,
+        needs=[("chosen",), ("rejected",), PROMPT_KEYS],
     ),
     "messages": _shape(
         read=read_chat,
-        more=(*_CONVERSATIONS, *SYSTEM_KEYS, *_SIDES),
+        more=(*CONVERSATIONS, *_BESIDE_TALK),
         reads=_pair_or_label,
-        tells=_is_conversation,
-        needs=[_CONVERSATIONS],
+        tells=telling.is_conversation,
+        needs=[CONVERSATIONS],
         note=" (a list)",
+        asks=True,
     ),
     "rated": _shape(
         read=read_rated,
         more=(*_PROMPT, *LISTS, *LIST_SCORES),
-        tells=_is_rated,
+        tells=telling.is_rated,
         needs=[PROMPT_KEYS, LISTS],
         note=" (a list of objects, or of texts with scores or ranks beside it)",
     ),
@@ -209,22 +248,31 @@ SHAPES: dict[str, Shape] = {
         "instruction",
         "output",
         read=read_answer,
-        more=(*_PROMPT, *_LABEL),
+        more=(*_PROMPT, *LABELS, REJECTED[0]),
         reads=helpsteer_scores,
     ),
     "completion": _shape(
         read=read_answer,
-        more=(*_PROMPT, *ANSWER_KEYS, *_LABEL),
+        more=(*_PROMPT, *ANSWER_KEYS, *LABELS, REJECTED[0]),
         reads=helpsteer_scores,
-        tells=_is_answered,
+        tells=telling.is_answered,
         needs=[PROMPT_KEYS, ANSWER_KEYS],
+    ),
+    "text": _shape(
+        "text",
+        read=read_text,
+        more=[*SYSTEM_KEYS, *LABELS],
+        tells=telling.is_templated,
+        note=" (a conversation under the markers of a chat template)",
+        asks=True,
     ),
     "personas": _shape("statement", "answer_matching_behavior", read=None),
     "prompts": _shape(
         read=read_query,
-        more=(*_PROMPT, "turns"),
-        tells=_is_query,
+        more=(*_PROMPT, *SPOKEN_QUERIES),
+        tells=telling.is_query,
         needs=[("prompt", "turns")],
+        asks=True,
     ),
 }
 """The formats, the more telling shapes first."""

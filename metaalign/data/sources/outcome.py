@@ -29,6 +29,7 @@ class FileRead:
     Attributes:
         rows: All of them: those that were used, and the bad ones.
         ignored: How many rows have something under a key that their format does not read.
+        notices: What else is told of rows that were used, and of how many.
     """
 
     file: str
@@ -37,6 +38,7 @@ class FileRead:
     examples: list[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    notices: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, record: Record, reason: str) -> None:
         """Put a row into quarantine."""

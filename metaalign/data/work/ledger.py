@@ -36,9 +36,9 @@ since their recipe cannot use them, and since a teacher gave no answer; what was
 others, which a recipe multiplies, and of it those of each split, and those that got no negative
 although one was asked for."""
 
-TALLIES = ("reasons", "ignored", "unfits", "untaughts")
-"""Why rows were quarantined, keys that their format does not read, why recipes cannot use examples,
-and why teachers gave no answer."""
+TALLIES = ("reasons", "ignored", "notices", "unfits", "untaughts")
+"""Why rows were quarantined, keys that their format does not read, what else is told of rows that
+were used, why recipes cannot use examples, and why teachers gave no answer."""
 
 _TALLIED, _REMEMBERED = 20, 1_000
 """How many of the most common are told, and how many a part remembers."""
@@ -75,6 +75,7 @@ class PartLedger:
         )
         _tally(self._tallies["reasons"], Counter(_kind_of(row.reason) for row in read.bad))
         _tally(self._tallies["ignored"], read.ignored)
+        _tally(self._tallies["notices"], read.notices)
         return examples
 
     def add_left_out(self, why: str) -> None:

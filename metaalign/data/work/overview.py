@@ -50,6 +50,8 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {count:,} examples are left out: {reason}"
     if entry[PLAIN]:
         yield f"{name}: {entry[PLAIN]:,} examples stay as they were, without a negative"
+    for notice, count in list(entry["notices"].items())[:_REASONS_SHOWN]:
+        yield f"{name}: {count:,} rows: {notice}"
     if entry["ignored"]:
         keys = ", ".join(f"{key} ({count:,})" for key, count in entry["ignored"].items())
         yield f"{name}: keys that are not read, and rows that have them: {keys}"

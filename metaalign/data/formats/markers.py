@@ -1,0 +1,215 @@
+"""Texts that the chat template of another model wrote: split into turns, or told.
+
+    ChatML              "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
+    Llama-3             "<|start_header_id|>user<|end_header_id|>\\n\\nHi<|eot_id|>"
+    Llama-4             "<|header_start|>user<|header_end|>\\n\\nHi<|eot|>"
+    Gemma               "<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n"
+    Zephyr and Phi      "<|user|>\\nHi</s>\\n<|assistant|>\\n", or with <|end|> for </s>
+    Llama-2 and Mistral "<s>[INST] <<SYS>>\\nBe brief.\\n<</SYS>>\\n\\nHi [/INST] Hello! </s>"
+    Guanaco             "### Human: Hi### Assistant: Hello!"
+
+A text is split only where it begins with a template's opening marker, after a token that begins
+the sequence at most, and follows that template to its end: text that mentions a marker stays text.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from metaalign.data.formats.messages import Dialogue
+from metaalign.examples import Turn
+
+_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>")
+_ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "Human": "user",
+    "assistant": "assistant",
+    "model": "assistant",
+    "Assistant": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A template that puts a header above every turn.
+
+    Attributes:
+        name: As people call it.
+        header: Opens a turn; its group is the role.
+        ends: Any of these closes a turn.
+        closes: Whether every turn but the last must be closed.
+    """
+
+    name: str
+    header: re.Pattern[str]
+    ends: tuple[str, ...]
+    closes: bool = True
+
+
+_TEMPLATES = (
+    _Template("ChatML", re.compile(r"<\|im_start\|>(\w+)(?:\n|$)"), ("<|im_end|>",)),
+    _Template(
+        "Llama-3",
+        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(?:\n\n|$)"),
+        ("<|eot_id|>",),
+    ),
+    _Template(
+        "Llama-4", re.compile(r"<\|header_start\|>(\w+)<\|header_end\|>(?:\n\n|$)"), ("<|eot|>",)
+    ),
+    _Template("Gemma", re.compile(r"<start_of_turn>(\w+)(?:\n|$)"), ("<end_of_turn>",)),
+    _Template(
+        "Zephyr or Phi",
+        re.compile(r"<\|(system|user|assistant)\|>(?:\n|$)?"),
+        ("<|end|>", "</s>"),
+        closes=False,
+    ),
+    _Template("Guanaco", re.compile(r"###\s?(Human|Assistant):"), (), closes=False),
+)
+_LLAMA_2 = "Llama-2 or Mistral"
+_SYSTEM = re.compile(r"<<SYS>>(.*?)<</SYS>>(.*)", re.DOTALL)
+
+_MARKS = {
+    "<|im_start|>": "ChatML",
+    "<|im_end|>": "ChatML",
+    "<|start_header_id|>": "Llama-3",
+    "<|eot_id|>": "Llama-3",
+    "<|header_start|>": "Llama-4",
+    "<start_of_turn>": "Gemma",
+    "<end_of_turn>": "Gemma",
+    "<|user|>": "Zephyr or Phi",
+    "<|assistant|>": "Zephyr or Phi",
+    "[INST]": _LLAMA_2,
+    "[/INST]": _LLAMA_2,
+    "### Human:": "Guanaco",
+    "### Assistant:": "Guanaco",
+    "### Instruction:": "Alpaca",
+    "\N{FULLWIDTH VERTICAL LINE}User\N{FULLWIDTH VERTICAL LINE}>": "DeepSeek",
+}
+"""What tells that a text holds a template's markers."""
+
+_CLOSED_BY = {
+    "<|im_end|>": "<|im_start|>",
+    "<|eot_id|>": "<|start_header_id|>",
+    "<|eot|>": "<|header_start|>",
+    "<end_of_turn>": "<start_of_turn>",
+    "<|end|>": "<|user|>",
+    "<|endoftext|>": "<|endoftext|>",
+    "<|end_of_text|>": "<|begin_of_text|>",
+    "<eos>": "<bos>",
+    "</s>": "<s>",
+}
+"""What may end an answer -> what a text that only shows such a marker would hold too."""
+_LONGEST_END = 40
+
+
+def may_hold_markers(text: str) -> bool:
+    """Whether a look at every marker is worth it; true of JSON that holds such a text, too."""
+    return "|" in text or "INST]" in text or "_of_turn" in text or "### " in text or "uff5c" in text
+
+
+def marked_by(texts: Iterable[str]) -> list[str]:
+    """The templates whose markers stand in any of these texts, by name."""
+    held = [text for text in texts if may_hold_markers(text) or "\uff5c" in text]
+    names = (name for mark, name in _MARKS.items() if any(mark in text for text in held))
+    return list(dict.fromkeys(names))
+
+
+def split_template(text: str) -> Dialogue | None:
+    """The turns of a text that follows another template from beginning to end.
+
+    What asks for an answer at its end is no turn.
+
+    Returns:
+        None where it follows none.
+    """
+    if not may_hold_markers(text):
+        return None
+    begun = _without_begin(text)
+    if begun.startswith("[INST]"):
+        return _split_instructions(begun)
+    for template in _TEMPLATES:
+        if template.header.match(begun):
+            return _split_headers(begun, template)
+    return None
+
+
+def without_end(answer: str) -> str:
+    """An answer without the marker that closes its turn, and the blanks around it.
+
+    An answer that opens what it closes shows the markers, and stays as it is.
+    """
+    if not answer[-_LONGEST_END:].rstrip().endswith(">"):
+        return answer
+    said, ends = answer.strip(), []
+    while end := next((end for end in _CLOSED_BY if said.endswith(end)), ""):
+        said = said.removesuffix(end).rstrip()
+        ends.append(end)
+    shown = any(_CLOSED_BY[end] in said for end in ends)
+    return said if ends and not shown else answer
+
+
+def _without_begin(text: str) -> str:
+    begun = text.lstrip()
+    for mark in _BEGINS:
+        if begun.startswith(mark):
+            return begun.removeprefix(mark).lstrip()
+    return begun
+
+
+def _split_headers(text: str, template: _Template) -> Dialogue | None:
+    _, *parts = template.header.split(text)
+    roles = [_ROLES.get(role) for role in parts[::2]]
+    said, closed = [], []
+    for place, part in enumerate(parts[1::2]):
+        words = part.strip()
+        if place == len(roles) - 1:
+            words = _without_end_of_text(words, template)
+        end = next((end for end in template.ends if words.endswith(end)), "")
+        said.append(words.removesuffix(end).rstrip())
+        closed.append(bool(end))
+    if any(end in words for end in template.ends for words in said):
+        return None
+    wanted = closed[:-1] if template.closes or any(closed[:-1]) else []
+    if not all(wanted) or (not template.closes and len(roles) < 2 and not any(closed)):
+        return None
+    return _dialogue(roles, said)
+
+
+def _without_end_of_text(words: str, template: _Template) -> str:
+    end = next((end for end in _ENDS_OF_TEXT if words.endswith(end)), "")
+    return words if end in template.ends else words.removesuffix(end).rstrip()
+
+
+def _split_instructions(text: str) -> Dialogue | None:
+    """Of Llama-2 and Mistral: an [INST] holds a query, and what follows its end is the answer."""
+    roles: list[str | None] = []
+    said: list[str] = []
+    for exchange in text.split("[INST]")[1:]:
+        query, mark, answer = exchange.partition("[/INST]")
+        answer = answer.strip().removesuffix("<s>").rstrip().removesuffix("</s>").rstrip()
+        if not mark or "[/INST]" in answer or "</s>" in answer:
+            return None
+        roles += ["user", "assistant"]
+        said += [query.strip(), answer]
+    found = _SYSTEM.match(said[0])
+    if found is not None:
+        roles = ["system", *roles]
+        said = [found[1].strip(), found[2].strip(), *said[1:]]
+    return _dialogue(roles, said)
+
+
+def _dialogue(roles: list[str | None], said: list[str]) -> Dialogue | None:
+    """Turns under the system text that may come first; None where a role is unknown."""
+    system = ""
+    if roles[0] == "system":
+        system, roles, said = said[0], roles[1:], said[1:]
+    if roles and roles[-1] == "assistant" and not said[-1]:
+        roles, said = roles[:-1], said[:-1]
+    turns = [
+        Turn(role, words)
+        for role, words in zip(roles, said, strict=True)
+        if role in ("user", "assistant")
+    ]
+    return Dialogue(turns, system) if turns and len(turns) == len(roles) else None

@@ -1,0 +1,214 @@
+"""Two answers under numbers or letters, and which of them is the better one. One row of each:
+
+helpsteer   {"prompt": "Hi", "response_1": "Hello!", "response_2": "Go.",
+             "preference_strength": -2}, or of HelpSteer3
+            {"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!",
+             "response2": "Go.", "overall_preference": -2}
+arena       {"conversation_a": [...], "conversation_b": [...], "winner": "model_a"}, or
+            {"prompt": "Hi", "response_a": "Hello!", "response_b": "Go.", "winner": "model_a"}, or
+            in place of the winner "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0
+pandalm     {"instruction": "Hi", "input": "", "response1": "Hello!", "response2": "Go.",
+             "annotator1": 1, "annotator2": 1, "annotator3": 2}
+numbered    {"instruction": "Hi", "input": "", "output_1": "Hello!", "output_2": "Go.",
+             "preference": 1}, or with the better one's name for any two answers:
+            {"prompt": "Hi", "response_1": "Hello!", "response_2": "Go.", "winner": "response_1"}
+
+Below 0, HelpSteer's preference is for the first answer: -3 is "Response 1 is much better than
+Response 2", 3 the other way round, 0 about the same,
+https://huggingface.co/datasets/nvidia/HelpSteer3. The Arena's winner is model_a, model_b, tie or
+"tie (bothbad)", https://huggingface.co/datasets/lmsys/chatbot_arena_conversations. PandaLM's
+annotators say 1 or 2, or 0 for a tie, and most of them decide,
+https://github.com/WeOpenML/PandaLM. AlpacaFarm's preference is 1 or 2,
+https://github.com/tatsu-lab/alpaca_farm. A number in any other data may count from 0 or from 1, so
+it is refused there.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from metaalign.data.formats.fields import as_number, number, one_of, short
+from metaalign.data.formats.messages import Dialogue, one_system, read_messages
+from metaalign.data.formats.prompts import read_prompt, read_system
+from metaalign.data.formats.sides import Keys, read_sides
+from metaalign.data.sources.options import SourceOptions
+from metaalign.errors import RowError
+from metaalign.examples import PREFERENCE, Example, Response, Source
+
+Row = Mapping[str, Any]
+
+HELPSTEER_2: Keys = ("response_1", "response_2")
+HELPSTEER_3: Keys = ("response1", "response2")
+STRENGTHS = {"preference_strength": HELPSTEER_2, "overall_preference": HELPSTEER_3}
+"""Where HelpSteer's preference stands, and the two answers beside it."""
+_STRONGEST = 3
+
+ARENA: tuple[Keys, ...] = (("conversation_a", "conversation_b"), ("response_a", "response_b"))
+ONE_HOT = ("winner_model_a", "winner_model_b", "winner_tie")
+PANDALM: Keys = ("response1", "response2")
+ALPACA_FARM: Keys = ("output_1", "output_2")
+NUMBERED: tuple[Keys, ...] = (
+    ALPACA_FARM,
+    HELPSTEER_2,
+    HELPSTEER_3,
+    ("output1", "output2"),
+    ("answer_1", "answer_2"),
+    ("answer1", "answer2"),
+    ("completion_1", "completion_2"),
+    ("answer_a", "answer_b"),
+    ("output_a", "output_b"),
+)
+WINNERS = ("winner", "preference", "preferred")
+"""Where the better answer is named."""
+
+_EQUAL = (0.5, 0.5)
+_FIRST, _SECOND = (1.0, 0.0), (0.0, 1.0)
+_TIES = ("tie", "draw", "equal", "same", "both")
+_BOTH_BAD = ("tie (bothbad)", "bothbad", "both_bad", "both bad")
+
+
+def answers_of(row: Row, known: tuple[Keys, ...]) -> Keys | None:
+    """Where two answers stand in a row."""
+    there = (keys for keys in known if all(row.get(key) is not None for key in keys))
+    return next(there, None)
+
+
+def annotators_of(row: Row) -> list[str]:
+    """PandaLM's annotators."""
+    return sorted(key for key in row if key.startswith("annotator") and key[9:].isdecimal())
+
+
+def winner_keys(row: Row) -> list[str]:
+    """Where the better answer is named in a row."""
+    return [key for key in WINNERS if row.get(key) is not None]
+
+
+def read_helpsteer(row: Row, source: Source, options: SourceOptions) -> list[Example]:
+    """A pair whose better answer scores how much better it is, from 1 to 3."""
+    key = one_of(row, tuple(STRENGTHS), "a preference")
+    strength = number(row, key)
+    if abs(strength) > _STRONGEST:
+        raise RowError(
+            f"{key}: expected a number from -{_STRONGEST}, where the first answer is much better, "
+            f"to {_STRONGEST}, got {short(row[key])}"
+        )
+    _refuse_contradiction(row, key, strength)
+    context = row.get("context")
+    if isinstance(context, list):
+        said = read_messages(row, "context")
+        prompt = Dialogue(said.turns, one_system(said.system_info, read_system(row)))
+    else:
+        prompt = _prompt(row)
+    scores = (max(0.0, -strength), max(0.0, strength))
+    return [_judged(row, prompt, STRENGTHS[key], scores, source)]
+
+
+def _refuse_contradiction(row: Row, key: str, strength: float) -> None:
+    """HelpSteer2 says in words, too, which answer is the better one."""
+    said = row.get("preference_statement")
+    for place, sign in ((1, -1), (2, 1)):
+        says = isinstance(said, str) and said.startswith(f"@Response {place} is")
+        if says and "better" in str(said) and strength * sign < 0:
+            raise RowError(
+                f"{key}: {short(row[key])} and preference_statement {short(said)} differ"
+            )
+
+
+def read_arena(row: Row, source: Source, options: SourceOptions) -> list[Example]:
+    """A pair; after a tie of two bad answers, neither is desirable."""
+    keys = answers_of(row, ARENA)
+    if keys is None:
+        raise RowError("two answers are missing")
+    prompt = Dialogue([], read_system(row)) if keys == ARENA[0] else _prompt(row)
+    if row.get("winner") is None:
+        return [_judged(row, prompt, keys, _one_hot(row), source)]
+    return [_named(row, prompt, keys, "winner", source)]
+
+
+def _one_hot(row: Row) -> tuple[float, float]:
+    values = [number(row, key, 0.0) for key in ONE_HOT]
+    if sorted(values) != [0, 0, 1]:
+        raise RowError(f"{', '.join(ONE_HOT)}: expected one 1 and two 0, got {short(values)}")
+    return (_FIRST, _SECOND, _EQUAL)[values.index(1)]
+
+
+def read_pandalm(row: Row, source: Source, options: SourceOptions) -> list[Example]:
+    """A pair as most annotators see it."""
+    told = {key: row[key] for key in annotators_of(row) if row[key] is not None}
+    votes = Counter(as_number(value, key) for key, value in told.items())
+    unknown = next((value for value in told.values() if float(value) not in (0, 1, 2)), None)
+    if unknown is not None:
+        raise RowError(f"annotators: expected 1, 2, or 0 for a tie, got {short(unknown)}")
+    (vote, most), *others = votes.most_common() or [(0.0, 0)]
+    if not most or (others and others[0][1] == most):
+        raise RowError(f"annotators: no verdict has the most votes, got {short([*told.values()])}")
+    scores = {0: _EQUAL, 1: _FIRST, 2: _SECOND}[int(vote)]
+    return [_judged(row, _prompt(row), PANDALM, scores, source)]
+
+
+def read_numbered(row: Row, source: Source, options: SourceOptions) -> list[Example]:
+    """A pair whose better answer is named, or numbered as AlpacaFarm does."""
+    keys = answers_of(row, NUMBERED)
+    if keys is None:
+        raise RowError("two answers are missing")
+    key = one_of(row, WINNERS, "the better answer")
+    if row.get(key) is None:
+        raise RowError(f"{key} is missing; nobody compared the answers")
+    if keys == ALPACA_FARM and key == "preference":
+        counted = {"1": _FIRST, "2": _SECOND, "1.0": _FIRST, "2.0": _SECOND}
+        scores = counted.get(str(row[key]))
+        if scores is not None:
+            return [_judged(row, _prompt(row), keys, scores, source)]
+    return [_named(row, _prompt(row), keys, key, source)]
+
+
+def _named(row: Row, prompt: Dialogue, keys: Keys, key: str, source: Source) -> Example:
+    name = row[key].strip().lower() if isinstance(row[key], str) else row[key]
+    if name in _BOTH_BAD:
+        return _judged(row, prompt, keys, _EQUAL, source, desirable=False)
+    names = [{which, *_aliases(which)} for which in keys]
+    found = [place for place in (0, 1) if isinstance(name, str) and name in names[place]]
+    if not found and name not in _TIES:
+        counted = "a number may count from 0 or from 1; " if not _is_word(name) else ""
+        raise RowError(
+            f"{key}: {counted}expected {keys[0]!r}, {keys[1]!r} or 'tie', got {short(row[key])}"
+        )
+    return _judged(row, prompt, keys, (_FIRST, _SECOND)[found[0]] if found else _EQUAL, source)
+
+
+def _aliases(key: str) -> set[str]:
+    """Other names of the answer under a key: of response_a, a, model_a, assistant_a; of response_1,
+    response1, response 1, model_1. A bare number is none."""
+    stem, mark = key[:-1].rstrip("_"), key[-1]
+    names = {
+        f"{name}{space}{mark}" for name in (stem, "model", "assistant") for space in ("_", "", " ")
+    }
+    return names | ({mark} if mark.isalpha() else set())
+
+
+def _is_word(name: Any) -> bool:
+    return isinstance(name, str) and not name.lstrip("-").replace(".", "").isdecimal()
+
+
+def _prompt(row: Row) -> Dialogue:
+    prompt = read_prompt(row)
+    if prompt is None:
+        raise RowError("the prompt is missing")
+    return prompt
+
+
+def _judged(
+    row: Row,
+    prompt: Dialogue,
+    keys: Keys,
+    scores: tuple[float, float],
+    source: Source,
+    *,
+    desirable: bool | None = None,
+) -> Example:
+    before, *answers = read_sides(row, prompt, keys)
+    responses = tuple(
+        Response(said, {PREFERENCE: score}, desirable)
+        for said, score in zip(answers, scores, strict=True)
+    )
+    return Example(tuple(before.turns), responses, source, system_info=before.system_info)

@@ -1,0 +1,160 @@
+"""A better answer beside a worse one, under keys of their own. One row of each:
+
+hh_rlhf     {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "..."}
+pairs       {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}, each a text, a message
+            or a list of messages; without a prompt, chosen and rejected are whole conversations;
+            {"instruction": "Hi", "chosen_response": "Hello!", "rejected_response": "Go away."},
+            {"chosen_messages": [...], "rejected_messages": [...]} of LLaMA-Factory v1, or
+            {"question": "Hi", "response_j": "Hello!", "response_k": "Go away."}
+
+Of stack_exchange_paired, response_j is the better answer,
+https://huggingface.co/datasets/lvwerra/stack-exchange-paired.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from metaalign.data.formats.fields import number
+from metaalign.data.formats.loss_flags import loss_weight
+from metaalign.data.formats.markers import split_template, without_end
+from metaalign.data.formats.messages import (
+    Dialogue,
+    holds_turns,
+    one_system,
+    read_message,
+    read_messages,
+    same_turns,
+    words,
+)
+from metaalign.data.formats.prompts import read_prompt, read_system, refuse_beside
+from metaalign.data.formats.transcripts import is_transcript, read_transcript
+from metaalign.data.sources.options import SourceOptions
+from metaalign.errors import RowError
+from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
+
+Keys = tuple[str, str]
+"""Where the better and the worse answer stand."""
+
+SIDES: Keys = ("chosen", "rejected")
+ALL_SIDES: tuple[Keys, ...] = (
+    SIDES,
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+)
+SIDE_KEYS = tuple(key for keys in ALL_SIDES for key in keys)
+
+RATED_PAIRS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+"""Where the ratings of a pair's two sides stand."""
+
+RATING = "rating"
+"""The objective of such ratings. The order of a pair is what `chosen` says."""
+
+
+def sides_of(row: Mapping[str, Any]) -> Keys | None:
+    """Where a row's better and worse answers stand; None where it names no better one."""
+    if row.get("chosen") is not None or row.get("rejected") is not None:
+        return SIDES
+    return next((keys for keys in ALL_SIDES[1:] if row.get(keys[0]) is not None), None)
+
+
+def read_pair(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
+    """A better and a worse answer, below a prompt of their own or as whole conversations."""
+    keys = sides_of(row) or SIDES
+    prompt = read_prompt(row)
+    if prompt is None:
+        refuse_beside(row, keys[0])
+        prompt = Dialogue([], read_system(row))
+    return [pair_under(row, prompt, source, keys)]
+
+
+def pair_under(
+    row: Mapping[str, Any], prompt: Dialogue, source: Source, keys: Keys = SIDES
+) -> Example:
+    """The pair of a row under a prompt, which may have no turns.
+
+    Raises:
+        RowError: a side is no answer, or what was said before the two differs.
+    """
+    before, chosen, rejected = read_sides(row, prompt, keys)
+    scores: list[dict[str, float | None]] = [{PREFERENCE: 1.0}, {PREFERENCE: 0.0}]
+    for each, key in zip(scores, pair_ratings(row), strict=False):
+        each[RATING] = number(row, key)
+    return Example(
+        tuple(before.turns),
+        (Response(chosen, scores[0]), Response(rejected, scores[1])),
+        source,
+        system_info=before.system_info,
+    )
+
+
+def read_sides(row: Mapping[str, Any], prompt: Dialogue, keys: Keys) -> tuple[Dialogue, str, str]:
+    """What was said before two answers, and the two.
+
+    Raises:
+        RowError: as of `pair_under`.
+    """
+    (before, first), (other, second) = (
+        _side(row, key, prompted=bool(prompt.turns)) for key in keys
+    )
+    if before.system_info != other.system_info or not same_turns(before.turns, other.turns):
+        raise RowError(f"{keys[0]} and {keys[1]} differ before their last turn")
+    if before.turns and not holds_turns(before.turns, prompt.turns):
+        raise RowError(f"the prompt is not among the messages before the last of {keys[0]}")
+    turns = before.turns or prompt.turns
+    if turns and turns[-1].role == "assistant":
+        raise RowError("two assistant turns follow each other")
+    return Dialogue(turns, one_system(prompt.system_info, before.system_info)), first, second
+
+
+def pair_ratings(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the ratings of a pair's two sides stand in a row; empty where one of them does not."""
+    rated = (keys for keys in RATED_PAIRS if all(row.get(key) is not None for key in keys))
+    found = next(rated, ())
+    return found if found and is_pair(row) else ()
+
+
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a row has an answer that is chosen or rejected."""
+    return sides_of(row) is not None or row.get("rejected_response") is not None
+
+
+def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue, str]:
+    """What was said before an answer, as far as the field repeats it, and the answer."""
+    value = row.get(key)
+    if isinstance(value, dict):
+        role, said = read_message(value, key)
+        _refuse_untrained(value, key)
+        return split_last(Dialogue([Turn(role, said)]), key)  # pyright: ignore[reportArgumentType]
+    if isinstance(value, list | tuple):
+        messages = read_messages(row, key)
+        _refuse_untrained(value[-1] if value else {}, key)
+        return split_last(messages, key)
+    answer = words(row, key)
+    templated = split_template(answer)
+    if templated is not None:
+        return split_last(templated, key)
+    if is_transcript(answer) or not prompted:
+        return split_last(Dialogue(read_transcript(answer, key)), key)
+    return Dialogue([]), without_end(answer)
+
+
+def _refuse_untrained(message: Mapping[str, Any], key: str) -> None:
+    if not loss_weight(message, key):
+        raise RowError(f"{key}: the last answer has the weight 0; nothing to train")
+
+
+def split_last(said: Dialogue, key: str) -> tuple[Dialogue, str]:
+    """What was said before the assistant's last turn, and that turn.
+
+    Raises:
+        RowError: the last turn is not the assistant's.
+    """
+    if not said.turns or said.turns[-1].role != "assistant":
+        raise RowError(f"{key}: the last turn is not the assistant's")
+    return Dialogue(said.turns[:-1], said.system_info), said.turns[-1].text
