@@ -19,6 +19,7 @@ from metaalign.data.formats.personas import read_personas
 from metaalign.data.formats.prompts import PROMPT_KEYS
 from metaalign.data.formats.proposal import propose_columns
 from metaalign.data.formats.rankings import LIST_SCORES, LISTS
+from metaalign.data.formats.reply_trees import read_tree
 from metaalign.data.formats.shapes import SHAPES, Row, Shape, nearest_shape, shape_of
 from metaalign.data.formats.sides import SIDE_KEYS
 from metaalign.data.sources.options import SourceOptions, conversation_key
@@ -171,7 +172,7 @@ def _ignore(row: Row, shape: Shape, result: FileRead, examples: Sequence[Example
         more += ("user_info", *(_FACTORS if paired else _FACTORS[:1]))
     result.ignore(row, shape.known.union(more) if more else shape.known)
     spoken = _spoken_in(shape.known)
-    if spoken:
+    if spoken and shape.read is not read_tree:
         result.ignored.update(map(printable, unread_keys(row, spoken)))
     if shape.tells_more is not None:
         result.notices.update(shape.tells_more(row))

@@ -134,10 +134,14 @@ def unread_keys(row: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
         for key in keys
         for message in (row[key] if isinstance(row.get(key), list) else [row.get(key)])
         if isinstance(message, dict)
-        for read in (_READ if "role" in message or "from" in message else EXCHANGE_KEYS,)
-        for name, value in message.items()
-        if is_filled(value) and name not in read
+        for name in _unread(message)
     }
+
+
+def _unread(message: Mapping[str, Any]) -> list[str]:
+    is_exchange = "role" not in message and "from" not in message
+    read = _READ | EXCHANGE_KEYS if is_exchange else _READ
+    return [name for name, value in message.items() if is_filled(value) and name not in read]
 
 
 def refuse_repeats(turns: Sequence[Turn]) -> None:

@@ -189,7 +189,7 @@ SHAPES: dict[str, Shape] = {
         read=read_helpsteer,
         more=(*_PROMPT, *STRENGTHS, *_keys_of(STRENGTHS.values()), "preference_statement"),
         tells=telling.is_helpsteer,
-        needs=[("prompt", "context"), _names(STRENGTHS.values()), STRENGTHS],
+        needs=[("prompt", "context"), _names(STRENGTHS.values()), [*STRENGTHS]],
     ),
     "arena": _shape(
         read=read_arena,
