@@ -136,8 +136,8 @@ def test_a_closed_reference_holds_no_parameter_and_disturbs_nobody(
 ) -> None:
     storage = Path(task.config.storage)
     stages = [
-        tiny_task(storage, make_store, "dpo", zero={"stage": stage, "persistence_threshold": size})
-        for stage, size in ((3, 0), (3, 10_000), (2, 0))
+        tiny_task(storage, make_store, "dpo", zero=zero)
+        for zero in ({"persistence_threshold": 0}, {"persistence_threshold": 10_000}, {"stage": 2})
     ]
     for found in run_workers("ask_another", stages, tmp_path):
         for apart, held, moved in found:

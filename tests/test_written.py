@@ -43,6 +43,7 @@ def test_text_inside_lists_and_mappings_stays_too(tmp_path: Path) -> None:
     text = (
         "storage: /s\n"
         "sources: [{dataset: {name: a, revision: 1234567}, user_info: yes}]\n"
+        "recipes: {negatives: {teacher: 1}}\n"
         "teachers: {1: {base_url: 'http://a', model: 4.10}}\n"
         "held_out_families: [1.10, b]\n"
     )
@@ -63,7 +64,8 @@ def test_numbers_and_truth_values_are_what_they_were(tmp_path: Path) -> None:
     assert (config.seed, config.length.epochs, config.batch.rows) == (31, 2.0, 3)
     assert (config.model.activation_checkpointing, config.workers.num_workers) == (True, (1, 2))
     teacher = "{base_url: 'http://a', model: m, extra: {seed: 7, top_k: 5, strict: yes}}"
-    text = f"storage: /s\nsources: [{{path: /a}}]\nteachers: {{t: {teacher}}}\n"
+    source = "{path: /a, responses: {teacher: t}}"
+    text = f"storage: /s\nsources: [{source}]\nteachers: {{t: {teacher}}}\n"
     config = load_config(PrepareConfig, write(tmp_path, text), ["teachers.t.extra.stop=1.50"])
     extra = config.teachers["t"].extra
     assert extra == {"seed": 7, "top_k": 5, "strict": True, "stop": 1.5}

@@ -42,7 +42,8 @@ def tasks(
     ) -> Task:
         storage = folder / f"tied-{tied}"
         optimizer = {"name": name, "learning_rate": 1e-3, "weight_decay": 0.1}
-        settings = {"stage": stage, "persistence_threshold": 0, **zero}
+        threshold = {"persistence_threshold": 0} if stage == 3 else {}
+        settings = {"stage": stage, **threshold, **zero}
         model = {"architecture": {**ARCHITECTURE, "tie_word_embeddings": tied}, **(more or {})}
         return tiny_task(
             storage, make_store, length=STEPS, optimizer=optimizer, zero=settings, model=model

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from metaalign.config.dpo import DPOConfig
 from metaalign.config.evaluate import EvaluateConfig
-from metaalign.config.export import ExportConfig
+from metaalign.config.export import ExportConfig, ExportTrackingConfig
 from metaalign.config.places import AbsolutePath
 from metaalign.config.prepare import PrepareConfig
 from metaalign.config.sections import Section, TrackingConfig
@@ -15,6 +15,8 @@ from metaalign.config.sft import SFTConfig
 
 STAGES = ("prepare", "sft", "sft_export", "dpo", "export", "evaluate", "serve")
 """The stages, in the order in which they run."""
+
+_EXPORTS = ("sft_export", "export")
 
 
 class PipelineConfig(Section):
@@ -33,7 +35,7 @@ class PipelineConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Seed that draws the held-out question which the serve stage asks."""
 
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: ExportTrackingConfig = ExportTrackingConfig()
 
     prepare: PrepareConfig | None = None
     sft: SFTConfig | None = None
@@ -52,22 +54,43 @@ class PipelineConfig(Section):
     def _hand_down(cls, settings: Any) -> Any:
         if not isinstance(settings, dict):
             return settings
-        handed = {key: settings[key] for key in ("storage", "tracking") if key in settings}
-        settings = dict(settings)
-        own: dict[str, Any]
-        both: dict[str, Any]
-        for stage in STAGES:
-            if isinstance(settings.get(stage), dict):
-                own = handed if stage != "serve" else {"storage": handed.get("storage")}
-                both = {**own, **settings[stage]}
-                above, below = own.get("tracking"), both.get("tracking")
-                if isinstance(above, dict) and isinstance(below, dict):
-                    both["tracking"] = {**above, **below}
-                settings[stage] = both
-        return settings
+        given = [stage for stage in STAGES if isinstance(settings.get(stage), dict)]
+        return {**settings, **{stage: _handed(settings, stage) for stage in given}}
 
     @model_validator(mode="after")
     def _some_stage(self) -> "PipelineConfig":
         if all(getattr(self, stage) is None for stage in STAGES):
             raise ValueError(f"give at least one stage of {', '.join(STAGES)}")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "PipelineConfig":
+        if self.serve is None and self.changed("seed"):
+            raise ValueError(
+                "seed has no effect without the stage serve, whose question it draws; each stage "
+                "has a seed of its own"
+            )
+        registered = self.tracking.registered_model
+        if registered is not None and self.export is None and self.sft_export is None:
+            raise ValueError(
+                f"tracking.registered_model {registered!r} has no effect without a stage that "
+                "exports; add export or sft_export, or leave it out"
+            )
+        return self
+
+
+def _handed(settings: dict[str, Any], stage: str) -> dict[str, Any]:
+    """A stage's settings, `storage` and `tracking` of the pipeline among them as far as the stage
+    has these settings and gives no others."""
+    own = settings[stage]
+    handed = {"storage": settings["storage"]} if "storage" in settings else {}
+    tracking = settings.get("tracking")
+    if stage == "serve" or "tracking" not in settings:
+        return {**handed, **own}
+    if isinstance(tracking, dict) and isinstance(own.get("tracking", {}), dict):
+        known = ExportTrackingConfig if stage in _EXPORTS else TrackingConfig
+        unknown = set(ExportTrackingConfig.model_fields) - set(known.model_fields)
+        above = {key: value for key, value in tracking.items() if key not in unknown}
+        tracking = {**above, **own.get("tracking", {})}
+        return {**handed, **own, "tracking": tracking}
+    return {**handed, "tracking": tracking, **own}

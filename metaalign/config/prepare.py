@@ -50,6 +50,9 @@ Recipe = Literal["helpful", "consensus", "priority", "warm_up", "equal", "contra
 Wire = Literal["hh_rlhf", "ultrafeedback", "imhi"]
 
 
+_TIERS = ("system_info", "user_info")
+
+
 class DatasetConfig(Section):
     """A data set of the Hugging Face library."""
 
@@ -153,6 +156,30 @@ class SourceConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "SourceConfig":
+        edits = self.recipe in ("warm_up", "equal", "contrastive")
+        if not edits and self.changed("correction"):
+            raise ValueError(
+                f"correction has no effect with recipe {self.recipe!r}; it is of the recipes "
+                "warm_up, equal and contrastive"
+            )
+        if self.recipe != "warm_up" and self.correction.changed("warm_up_ratio"):
+            raise ValueError(
+                f"correction.warm_up_ratio has no effect with recipe {self.recipe!r}; it is of the "
+                "recipe warm_up"
+            )
+        if self.recipe is None or self.responses or self.judgement:
+            return self
+        # A persona's statements need a user_info where its name is not known.
+        tiers = ("system_info",) if self.format in ("auto", "personas") else _TIERS
+        if replaced := self.changed(*tiers):
+            raise ValueError(
+                f"{' and '.join(replaced)} would be replaced by recipe {self.recipe!r} before "
+                "anything reads it; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judgeable(self) -> "SourceConfig":
         most = len(ascii_uppercase)
         if self.judgement and self.responses and self.responses.samples > most:
@@ -186,7 +213,16 @@ class TokenizerConfig(Section):
     """Hugging Face folder, name under the storage, or hub name. None trains a byte-level BPE."""
 
     vocabulary_size: int = Field(default=1024, ge=270)
-    """Size of a trained vocabulary, control tokens included. Not read where a path is given."""
+    """Size of a trained vocabulary, control tokens included. A tokenizer of a path has its own."""
+
+    @model_validator(mode="after")
+    def _of_a_trained_one(self) -> "TokenizerConfig":
+        if self.path is not None and self.changed("vocabulary_size"):
+            raise ValueError(
+                "vocabulary_size has no effect on the tokenizer of path, which has its own; leave "
+                "one of them out"
+            )
+        return self
 
 
 class PrepareConfig(Section):
@@ -262,6 +298,25 @@ class PrepareConfig(Section):
         if unknown:
             known = ", ".join(self.teachers) or "none"
             raise ValueError(f"teachers: {', '.join(unknown)} is not among them; known: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "PrepareConfig":
+        of_sources = self.changed("near_duplicates", "held_out_ratio") if not self.sources else []
+        problems = [f"{name} has no effect without sources" for name in of_sources]
+        makes_preferences = any(source.recipe == "priority" for source in self.sources)
+        if self.held_out_families and self.recipes is None and not makes_preferences:
+            problems.append(
+                "held_out_families has no effect without recipes or a source with recipe 'priority'"
+            )
+        formats = {source.format for source in self.sources}
+        if not self.oppose_personas and not formats & {"auto", "personas"}:
+            problems.append("oppose_personas has no effect without a source of personas")
+        unasked = sorted(set(self.teachers) - {ask.teacher for ask in self.asks()})
+        if unasked:
+            problems.append(f"teachers: nothing is asked of {', '.join(unasked)}")
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}; leave out what has no effect")
         return self
 
     def asks(self) -> list[AskConfig]:

@@ -7,7 +7,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
@@ -17,7 +16,15 @@ from metaalign.config.places import AbsolutePath
 class Section(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of the settings that differ from their defaults. A setting that another one keeps
+        from having an effect must not be among them."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
 
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -42,19 +49,6 @@ class TrackingConfig(Section):
 
     experiment: str = Field(default="metaalign", min_length=1)
     """Name of the MLflow experiment."""
-
-    registered_model: str | None = None
-    """Name under which an exported model is registered. None registers nothing."""
-
-    alias: str = Field(default="newest", pattern=r"^[\w-]+$")
-    """Alias that the newest registered version gets. MLflow keeps `latest` and `v1` for itself."""
-
-    @field_validator("alias")
-    @classmethod
-    def _not_reserved(cls, alias: str) -> str:
-        if alias.lower() == "latest" or alias.lower().removeprefix("v").isdigit():
-            raise ValueError("is reserved by MLflow; choose another alias")
-        return alias
 
 
 class LoraConfig(Section):
@@ -154,6 +148,9 @@ class BatchConfig(Section):
     recomputed in the backward pass."""
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """The optimizer and its schedule."""
 
@@ -177,7 +174,7 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of matrices and embeddings. Vectors, such as norms and biases, get
     none."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """Adam's decay rates of the first and second moment."""
 
     epsilon: float = Field(default=1e-8, gt=0)
@@ -185,6 +182,21 @@ class OptimizerConfig(Section):
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Global gradient norm above which gradients are scaled down. None never clips."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "OptimizerConfig":
+        if self.schedule == "constant" and self.changed("final_ratio"):
+            raise ValueError(
+                f"final_ratio {self.final_ratio} has no effect with schedule 'constant'; leave it "
+                "out, or set schedule to 'cosine' or 'linear'"
+            )
+        unread = self.changed("betas", "epsilon") if self.name == "sgd" else []
+        if unread:
+            raise ValueError(
+                f"{' and '.join(unread)} have no effect with name 'sgd'; leave them out, or set "
+                "name to 'auto' or 'adamw'"
+            )
+        return self
 
 
 class ZeroConfig(Section):
@@ -215,6 +227,11 @@ class ZeroConfig(Section):
         places = (self.offload_optimizer, self.offload_parameters)
         if self.stage == 0 and any(places):
             raise ValueError("stage 0 cuts nothing, so it offloads nothing; set stage to 3")
+        if self.stage < 3 and self.changed("persistence_threshold"):
+            raise ValueError(
+                f"persistence_threshold has no effect at stage {self.stage}, where every worker "
+                "holds all parameters; leave it out, or set stage to 3"
+            )
         if self.stage < 3 and (self.offload_parameters or self.hpz_partition_size):
             name = "offload_parameters" if self.offload_parameters else "hpz_partition_size"
             raise ValueError(f"{name} needs stage 3, which cuts the parameters")

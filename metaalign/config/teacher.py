@@ -88,6 +88,15 @@ class AskConfig(Section):
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Draw from the fewest tokens that hold this much probability. None draws from all."""
 
+    @model_validator(mode="after")
+    def _sampled(self) -> "AskConfig":
+        if self.top_p is not None and self.temperature == 0:
+            raise ValueError(
+                "top_p has no effect at temperature 0, which takes the likeliest token each time; "
+                "leave it out, or raise temperature"
+            )
+        return self
+
 
 class ResponsesConfig(AskConfig):
     """Answers to prompts that have none."""
