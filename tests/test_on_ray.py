@@ -100,6 +100,7 @@ def test_training_falls_resumes_and_refuses_another_seed(storage: Path) -> None:
     names = sorted(path.name for path in (storage / "pairs").glob("step-*"))
     assert names == ["step-0000008", "step-0000012"]
     assert list((storage / "store" / "reference").iterdir())
+    assert "  chosen  ⟦" in (storage / "pairs" / "plan.txt").read_text(encoding="utf-8")
 
     again = run_dpo(DPOConfig.model_validate(settings))
     assert again["held_out"] == result["held_out"]

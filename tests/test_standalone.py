@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.history import newest_whole, saved_steps
@@ -61,6 +62,9 @@ def test_one_process_and_two_of_torchrun_take_the_same_steps(storage: Path) -> N
         done = start(launcher, "dpo", storage, output=output, loss={"beta": 1.0})
         assert done.returncode == 0, done.stderr[-3000:]
         assert "dpo: 24 examples in 6 steps" in done.stdout
+        plan = (storage / output / "plan.txt").read_text(encoding="utf-8")
+        assert done.stdout.count(plan) == 1  # worker 0 alone prints it
+        assert "  chosen  ⟦" in plan
         results[output] = read_result(storage / output)
     one, two = results["one"], results["two"]
     assert (one["workers"], two["workers"]) == (1, 2)
@@ -91,7 +95,13 @@ def test_it_is_tracked_and_goes_on_where_it_stopped(storage: Path) -> None:
     assert first["steps"] == 6
     assert "6/6" in done.stderr
     assert "1/6" not in again.stderr
-    assert (storage / "mlflow.db").is_file()
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (experiment,) = (each for each in client.search_experiments() if each.name == "metaalign")
+    runs = client.search_runs([experiment.experiment_id])
+    (run,) = (each for each in runs if each.info.run_name == "tracked")
+    assert run.data.metrics["plan/steps"] == 6
+    assert 0.5 < run.data.metrics["plan/fill"] <= 1
+    assert "plan.txt" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from typing import Any
 
 from metaalign.config import SFTConfig, resolve
 from metaalign.errors import TrainingError
-from metaalign.folders import open_folder, weights_fingerprint
+from metaalign.folders import open_folder, weights_fingerprint, write_whole
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
+from metaalign.tracking import Run
 from metaalign.train.checkpoints.checkpoint_format import check_identity, read_manifest
 from metaalign.train.checkpoints.history import newest_checkpoint
 from metaalign.train.checkpoints.notices import STOP_FILE, claim, take_over
@@ -29,6 +30,8 @@ from metaalign.train.engines.optimizers import check_compiler, optimizer_name
 from metaalign.train.export import kept_before, write_recipe
 from metaalign.train.launch.kernels import choose_attention, choose_dtype
 from metaalign.train.launch.plan_checks import check_plan
+from metaalign.train.launch.plan_numbers import PlanNumbers, count_plan
+from metaalign.train.launch.plan_page import as_text, plan_page, print_page
 from metaalign.train.loop.results import RESULT_FILE
 from metaalign.train.model.context import context_of
 from metaalign.train.model.loading import (
@@ -52,6 +55,9 @@ from metaalign.train.task import (
 INITIAL_FOLDER = "initial"
 """Link under the storage to the model that the last SFT run started from, where it had to be made:
 random, or with a larger vocabulary."""
+
+PLAN_FILE = "plan.txt"
+"""In a run's folder: what was printed before the first step."""
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +160,24 @@ def begin_run(task: Task) -> Task:
     owner = take_over(folder)
     (folder / RESULT_FILE).unlink(missing_ok=True)
     return replace(task, owner=owner)
+
+
+def show_plan(task: Task) -> PlanNumbers:
+    """Print what a run that began will do, and keep the page in its folder."""
+    config, materials = task.config, gather_materials(task)
+    numbers = count_plan(materials, config.workers.max_workers)
+    place = optimizer_place(config.zero, task.device_type)
+    page = plan_page(task, materials, numbers, optimizer_name(config.optimizer.name, place))
+    print_page(page)
+    write_whole(Path(task.folder) / PLAN_FILE, as_text(page))
+    return numbers
+
+
+def track_plan(task: Task, numbers: PlanNumbers, run: Run) -> None:
+    """Log the numbers of `show_plan`, and the page as an artifact."""
+    run.log_metrics(numbers.metrics())
+    run.flush()
+    run.log_artifact(Path(task.folder) / PLAN_FILE)
 
 
 @contextmanager

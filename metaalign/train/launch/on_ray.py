@@ -24,7 +24,14 @@ from metaalign.errors import (
 from metaalign.tracking import Run
 from metaalign.train.engines.starting import start_engine
 from metaalign.train.launch.devices import choose_device
-from metaalign.train.launch.driver import begin_run, prepare_task, result_of, stoppable
+from metaalign.train.launch.driver import (
+    begin_run,
+    prepare_task,
+    result_of,
+    show_plan,
+    stoppable,
+    track_plan,
+)
 from metaalign.train.launch.restarts import Restarts, describe
 from metaalign.train.task import Task, TrainingConfig
 from metaalign.train.worker import TrainingRun
@@ -57,6 +64,9 @@ def run_dpo(config: DPOConfig, run: Run | None = None) -> dict[str, Any]:
 
 def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
     task = begin_run(prepare_task(config, choose_device(config.workers)))
+    numbers = show_plan(task)
+    if run:
+        track_plan(task, numbers, run)
     workers = config.workers
     gpu = task.device_type == "cuda"
     resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1} if gpu else {})}

@@ -22,7 +22,15 @@ from metaalign.errors import ConfigError, MetaAlignError
 from metaalign.tracking import open_run
 from metaalign.train.engines.agreement import from_first
 from metaalign.train.engines.starting import start_engine
-from metaalign.train.launch.driver import begin_run, prepare_task, result_of, stoppable
+from metaalign.train.launch.driver import (
+    begin_run,
+    prepare_task,
+    result_of,
+    show_plan,
+    stoppable,
+    track_plan,
+)
+from metaalign.train.launch.plan_numbers import PlanNumbers
 from metaalign.train.task import DeviceType, Task, TrainingConfig
 from metaalign.train.worker import TrainingRun
 
@@ -87,7 +95,7 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
     first = dist.get_rank() == 0
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("metaalign").setLevel(logging.INFO if first else logging.WARNING)
-    task = _same_task(config, device_type)
+    task, numbers = _same_task(config, device_type)
     torch.set_num_threads(max(1, int(config.workers.cpus_per_worker)))
     device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else 0)
     engine = start_engine(task, device)
@@ -99,16 +107,19 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
     opened = open_run(config.tracking, storage=storage, name=name, resume_key=f"{task.job}/{name}")
     with opened as run, stoppable(task):
         run.log_params(config.model_dump(mode="json"))
+        track_plan(task, numbers, run)
         return result_of(task, TrainingRun(task, engine, tracker=run).run())
 
 
-def _same_task(config: TrainingConfig, device_type: DeviceType) -> Task:
-    """What the first process prepared, or the error that it met, on all of them."""
+def _same_task(config: TrainingConfig, device_type: DeviceType) -> tuple[Task, PlanNumbers]:
+    """What the first process prepared and showed, or the error that it met, on all of them."""
 
-    def prepare() -> dict[str, Any]:
-        return begin_run(prepare_task(config, device_type)).to_plain()
+    def prepare() -> tuple[dict[str, Any], PlanNumbers]:
+        task = begin_run(prepare_task(config, device_type))
+        return task.to_plain(), show_plan(task)
 
-    return Task.from_plain(from_first(prepare))
+    plain, numbers = from_first(prepare)
+    return Task.from_plain(plain), numbers
 
 
 if __name__ == "__main__":
