@@ -1,23 +1,12 @@
 """The one record of the house: a prompt and its judged responses.
 
-Knows no file format, no tokenizer and no Ray. A pair, as `Example.to_row` writes it:
-
-    {"system_info": "Always answer in capitals.", "user_info": "I am Ana.",
-     "turns": [{"role": "user", "text": "What is the capital of Peru?", "user_info": ""}],
-     "responses": [
-        {"text": "LIMA.", "scores": [{"objective": "preference", "value": 1}], "desirable": true},
-        {"text": "Lima.", "scores": [{"objective": "preference", "value": 0}], "desirable": null}],
-     "weight": 1.0, "margin": 0.0, "order_by": "preference",
-     "tags": [{"key": "recipe", "value": "priority"}, {"key": "split", "value": "train"}],
-     "conversation": "peru-17", "source": {"file": "pairs.jsonl", "row": 41}}
+Knows no file format, no tokenizer and no Ray. `data/formats/own.py` shows one as JSON.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import pyarrow as pa
+from typing import Literal
 
 from metaalign.errors import RowError
 
@@ -113,90 +102,6 @@ class Example:
     def order_scores(self) -> list[float | None]:
         """(K,) the scores of the objective that orders the responses."""
         return [response.scores.get(self.order_by) for response in self.responses]
-
-    def to_row(self) -> dict[str, Any]:
-        """The example as plain values that fit `EXAMPLE_SCHEMA`."""
-        return {
-            "system_info": self.system_info,
-            "user_info": self.user_info,
-            "turns": [vars(turn) for turn in self.turns],
-            "responses": [
-                {
-                    "text": response.text,
-                    "scores": [
-                        {"objective": name, "value": value}
-                        for name, value in response.scores.items()
-                    ],
-                    "desirable": response.desirable,
-                }
-                for response in self.responses
-            ],
-            "weight": self.weight,
-            "margin": self.margin,
-            "order_by": self.order_by,
-            "tags": [{"key": key, "value": value} for key, value in self.tags.items()],
-            "conversation": self.conversation,
-            "source": vars(self.source),
-        }
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Example":
-        """The inverse of `to_row`."""
-        return cls(
-            system_info=row["system_info"],
-            user_info=row["user_info"],
-            turns=tuple(Turn(**turn) for turn in row["turns"]),
-            responses=tuple(
-                Response(
-                    text=response["text"],
-                    scores={score["objective"]: score["value"] for score in response["scores"]},
-                    desirable=response["desirable"],
-                )
-                for response in row["responses"]
-            ),
-            weight=row["weight"],
-            margin=row["margin"],
-            order_by=row["order_by"],
-            tags={tag["key"]: tag["value"] for tag in row["tags"]},
-            conversation=row["conversation"],
-            source=Source(**row["source"]),
-        )
-
-
-_TAG = pa.struct([("key", pa.string()), ("value", pa.string())])
-_SCORE = pa.struct([("objective", pa.string()), ("value", pa.float64())])
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        ("system_info", pa.string()),
-        ("user_info", pa.string()),
-        (
-            "turns",
-            pa.list_(
-                pa.struct(
-                    [("role", pa.string()), ("text", pa.string()), ("user_info", pa.string())]
-                )
-            ),
-        ),
-        (
-            "responses",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("text", pa.string()),
-                        ("scores", pa.list_(_SCORE)),
-                        ("desirable", pa.bool_()),
-                    ]
-                )
-            ),
-        ),
-        ("weight", pa.float64()),
-        ("margin", pa.float64()),
-        ("order_by", pa.string()),
-        ("tags", pa.list_(_TAG)),
-        ("conversation", pa.string()),
-        ("source", pa.struct([("file", pa.string()), ("row", pa.int64())])),
-    ]
-)
 
 
 def is_utf8(text: str) -> bool:

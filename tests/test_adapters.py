@@ -14,13 +14,13 @@ from metaalign.config.sections import LoraConfig
 from metaalign.errors import ConfigError, ModelError
 from metaalign.folders import weights_fingerprint
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.launch.driver import begin_run
 from metaalign.train.model.adapters import add_adapters
 from metaalign.train.model.vocabulary import has_new_tokens
 from metaalign.train.task import Task
+from tests.plain_engine import PlainEngine
 from tests.tiny_model import save_tiny_model
 from tests.tiny_task import ARCHITECTURE, settings_of, tiny_task
 from tests.worker_pool import run_workers

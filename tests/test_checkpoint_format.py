@@ -20,10 +20,10 @@ from metaalign.train.checkpoints.checkpoint_format import (
     step_folder,
     write_manifest,
 )
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.task import Task, gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import digest, run_task

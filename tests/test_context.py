@@ -26,13 +26,13 @@ from metaalign.config.sections import ModelConfig
 from metaalign.errors import ModelError
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.launch.driver import begin_run, prepare_task
 from metaalign.train.model.context import context_of, state_context, stated_context
 from metaalign.train.model.loading import architecture_config
 from metaalign.train.task import gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import ARCHITECTURE, settings_of
 from tests.worker_scenarios import run_task
 

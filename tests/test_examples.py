@@ -3,12 +3,10 @@
 from dataclasses import replace
 from math import inf, nan
 
-import pyarrow as pa
 import pytest
 
 from metaalign.errors import RowError
 from metaalign.examples import (
-    EXAMPLE_SCHEMA,
     Example,
     Response,
     Source,
@@ -29,12 +27,6 @@ PAIR = Example(
     tags={"recipe": "priority", "split": "train"},
     conversation="c-1",
 )
-
-
-def test_an_example_survives_its_row_and_its_arrow_schema() -> None:
-    table = pa.Table.from_pylist([PAIR.to_row()], schema=EXAMPLE_SCHEMA)
-    assert Example.from_row(table.to_pylist()[0]) == PAIR
-    assert Example.from_row(PAIR.to_row()) == PAIR
 
 
 def test_a_valid_example_passes() -> None:

@@ -15,11 +15,11 @@ from metaalign.config import ExportConfig
 from metaalign.errors import CheckpointError, TemplateError
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import MODEL_FOLDER, run_export
 from metaalign.train.launch.driver import begin_run
 from metaalign.train.task import Task
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_scenarios import run_task
 

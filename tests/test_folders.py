@@ -28,12 +28,12 @@ from metaalign.train.checkpoints.history import (
     saved_steps,
 )
 from metaalign.train.checkpoints.saving import Saver
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.launch.driver import begin_run, prepare_task
 from metaalign.train.task import Task
 from tests.object_storage import BUCKET, address_of
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import settings_of, tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task

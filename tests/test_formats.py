@@ -16,7 +16,8 @@ from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.outcome import FileRead
 from metaalign.data.sources.records import read_records
 from metaalign.errors import DataError
-from metaalign.examples import EXAMPLE_SCHEMA, Example, Response, Source, Turn
+from metaalign.examples import Example, Response, Source, Turn
+from tests.example_rows import EXAMPLE_SCHEMA, to_row
 
 PAIR = {"preference": 1.0}, {"preference": 0.0}
 
@@ -197,8 +198,7 @@ def test_a_null_tag_and_digits_are_read_as_a_file_of_columns_holds_them(tmp_path
 
 def test_what_to_row_writes_is_read_back(tmp_path: Path) -> None:
     example = only(read(tmp_path, "metaalign", FULL))
-    again = only(read(tmp_path, "metaalign", example.to_row()))
-    assert again == example
+    assert only(read(tmp_path, "metaalign", to_row(example))) == example
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_no_row_whatever_it_holds_stops_the_job_or_is_lost(
     file = write(folder, row, {**FULL, **row}, name="risk-averse.jsonl")
     result = read_file(file, format, SourceOptions())
     assert result.rows == 2
-    pa.Table.from_pylist([each.to_row() for each in result.examples], schema=EXAMPLE_SCHEMA)
+    pa.Table.from_pylist([to_row(each) for each in result.examples], schema=EXAMPLE_SCHEMA)
     used = {example.source.row for example in result.examples}
     assert len(used | {bad.row for bad in result.bad}) == 2
 

@@ -19,10 +19,10 @@ from metaalign.train.checkpoints.history import (
     saved_steps,
 )
 from metaalign.train.checkpoints.saving import Saver
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.task import Task
+from tests.plain_engine import PlainEngine
 from tests.test_export import trained
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers

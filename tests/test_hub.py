@@ -14,6 +14,7 @@ from metaalign.data.sources.hub import fingerprint, load, name_of, told
 from metaalign.data.sources.outcome import BadRow
 from metaalign.data.work.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
+from tests.example_rows import to_row
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
@@ -54,7 +55,7 @@ def prepared(
     folder.mkdir()
     (part,) = split_parts(parts, folder)
     reads = list(read_part(part))
-    made = [example.to_row() for read in reads for example in read.examples]
+    made = [to_row(example) for read in reads for example in read.examples]
     return made, [row for read in reads for row in read.bad]
 
 

@@ -17,11 +17,11 @@ import torch
 from metaalign.errors import LayoutError, ModelError, PlanError
 from metaalign.examples import Example, Response
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.task import Task, gather_materials, with_references
 from tests.conftest import tiny_examples
+from tests.plain_engine import PlainEngine
 from tests.tiny_model import save_tiny_model
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers

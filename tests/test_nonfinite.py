@@ -10,12 +10,12 @@ import torch
 
 from metaalign.errors import TrainingError
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.nonfinite import Witness
 from metaalign.train.loop.training_loop import Loss, Reader, train
 from metaalign.train.losses.pairs import SFTLoss
 from metaalign.train.task import Task, gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import PoisonedLoss

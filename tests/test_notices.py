@@ -11,12 +11,12 @@ from metaalign.errors import TrainingError
 from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.history import saved_steps
 from metaalign.train.checkpoints.notices import STOP_FILE, Notices, check_owner, take_over
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.launch.driver import begin_run
 from metaalign.train.loop.results import read_result
 from metaalign.train.task import Task
 from metaalign.train.worker import TrainingRun
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task

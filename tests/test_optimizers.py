@@ -5,8 +5,8 @@ from torch import nn
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.errors import TrainingError
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.optimizers import check_compiler, parameter_groups
+from tests.plain_engine import PlainEngine
 
 
 def test_matrices_and_embeddings_are_decayed_and_vectors_are_not() -> None:

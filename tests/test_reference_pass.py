@@ -12,13 +12,13 @@ from torch import Tensor
 
 from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.reference_pass import reference_fingerprint, reference_logprobs
 from metaalign.train.loop.training_loop import Reader, measure
 from metaalign.train.losses.pairs import PairLoss
 from metaalign.train.model.policy import TensorRows
 from metaalign.train.task import Materials, Task, gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import run_task

@@ -17,11 +17,11 @@ from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.checkpoint_format import iterate_weights, step_folder
 from metaalign.train.checkpoints.history import newest_whole, saved_steps
 from metaalign.train.checkpoints.saving import Saver, take_snapshot
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.launch.on_ray import run_sft
 from metaalign.train.task import Task
 from metaalign.train.worker import TrainingRun
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import settings_of, tiny_task
 from tests.worker_pool import run_workers
 

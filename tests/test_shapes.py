@@ -12,6 +12,7 @@ from metaalign.data.formats import SHAPES, detect_format, read_rows
 from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.records import Record, read_records
 from metaalign.errors import DataError
+from tests.example_rows import to_row
 from tests.rows import ASKED, OTHER, TALK, message, read, reason
 
 GOLDEN = Path(__file__).parent / "golden" / "formats"
@@ -30,7 +31,7 @@ def test_golden_rows_become_these_examples_and_tell_their_format(file: Path) -> 
     for case in json.loads(file.read_text(encoding="utf-8")):
         assert detect_format([Record(0, case["row"])], "rows") == file.stem
         result = read(file.stem, case["row"])
-        assert [example.to_row() for example in result.examples] == case["examples"]
+        assert [to_row(example) for example in result.examples] == case["examples"]
         # Parquet fills what a row lacks with nulls.
         nulls = {"chosen": None, "label": None, "turns": None, "weight": None, **case["row"]}
         assert read(file.stem, nulls).examples == result.examples

@@ -12,7 +12,6 @@ import torch
 
 from metaalign.config.sections import OptimizerConfig
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.loop.training_loop import (
     Reader,
@@ -24,6 +23,7 @@ from metaalign.train.loop.training_loop import (
 )
 from metaalign.train.losses.pairs import SFTLoss
 from metaalign.train.task import Task, gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 from tests.worker_scenarios import curve
 

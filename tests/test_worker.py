@@ -12,11 +12,11 @@ from metaalign.errors import CheckpointError
 from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.checkpoint_format import read_manifest, step_folder, write_manifest
 from metaalign.train.checkpoints.history import choose_checkpoint, saved_steps
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.export import run_export
 from metaalign.train.loop.results import read_result
 from metaalign.train.task import Task
+from tests.plain_engine import PlainEngine
 from tests.test_export import trained
 from tests.tiny_task import settings_of, tiny_task
 from tests.worker_scenarios import run_task

@@ -16,9 +16,9 @@ from metaalign.train.engines.deepspeed_settings import (
     check_second_cut,
     deepspeed_settings,
 )
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.task import Task, gather_materials
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import curve

@@ -30,7 +30,7 @@ from metaalign.train.checkpoints.checkpoint_format import (
 from metaalign.train.checkpoints.history import agree_on_checkpoint
 from metaalign.train.checkpoints.saving import Saver
 from metaalign.train.engines.deepspeed_settings import deepspeed_settings
-from metaalign.train.engines.interface import Engine, PlainEngine
+from metaalign.train.engines.interface import Engine
 from metaalign.train.engines.starting import (
     OpenReference,
     build_policy,
@@ -51,6 +51,7 @@ from metaalign.train.losses.pairs import PairLoss, SFTLoss
 from metaalign.train.task import Task, gather_materials
 from metaalign.train.worker import TrainingRun
 from tests import loading_scenarios
+from tests.plain_engine import PlainEngine
 
 CHUNK = 16
 """Targets of a chunk: several on every worker, so that a missing one would hang."""

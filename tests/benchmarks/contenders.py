@@ -26,11 +26,11 @@ from metaalign.steps.plan import Packing, Plan
 from metaalign.steps.selection import select_best, select_ranked
 from metaalign.steps.trees import measure_forest
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.loop.training_loop import GRAD_NORM, LOSS, Metrics, Reader, measure, train
 from metaalign.train.losses.pairs import PairLoss, SFTLoss
 from metaalign.train.model.policy import Policy, targets_per_chunk
 from tests.benchmarks.trl_trainer import BETA, build_trainer, needs_reference, sequences_of
+from tests.plain_engine import PlainEngine
 
 EXAMPLES_PER_SWEEP_STEP = 16
 

@@ -23,11 +23,11 @@ from rich.table import Table
 
 from metaalign.config.sections import BatchConfig
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.task import Task, gather_materials
 from tests.benchmarks.alignment_data import persona_examples, write_store
 from tests.benchmarks.report import bar, print_report
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import ARCHITECTURE, tiny_task
 from tests.worker_pool import run_workers
 from tests.worker_scenarios import curve

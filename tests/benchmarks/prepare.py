@@ -40,6 +40,7 @@ from metaalign.store.token_store import TOKENIZER_FOLDER, TokenStore
 from metaalign.template import prompt_segments
 from tests.benchmarks.prepare_sides import BATCHES, memory_peaks
 from tests.benchmarks.report import bar, print_report
+from tests.example_rows import to_row
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -142,7 +143,7 @@ class Side:
 
 
 def _without_source(example: Example) -> dict[str, Any]:
-    return {key: value for key, value in example.to_row().items() if key != "source"}
+    return {key: value for key, value in to_row(example).items() if key != "source"}
 
 
 def _prepare_seconds(file: Path, tokenizer: Path, folder: Path) -> float:

@@ -35,13 +35,13 @@ from metaalign.steps.plan import LENGTH_MULTIPLE, Packing, Plan
 from metaalign.steps.selection import Selection, ranges, select_ranked
 from metaalign.steps.trees import build_rows, measure_forest
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.model.attention import BLOCK
 from metaalign.train.model.policy import to_tensors
 from tests.benchmarks.alignment_data import persona_examples, recipe_examples, write_store
 from tests.benchmarks.report import bar, print_report
 from tests.conftest import SHARED_DATA
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import ARCHITECTURE, tiny_task
 
 BUDGET = 4096

@@ -150,7 +150,7 @@ def items(
 
 
 def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]:
-    """An object, or the list of {name, value} that `Example.to_row` writes for one.
+    """An object, or a list of {name, value} in its place, as Arrow tables hold one.
 
     Raises:
         RowError: it is neither.

@@ -78,11 +78,6 @@ def annotators_of(row: Row) -> list[str]:
     return sorted(key for key in row if key.startswith("annotator") and key[9:].isdecimal())
 
 
-def winner_keys(row: Row) -> list[str]:
-    """Where the better answer is named in a row."""
-    return [key for key in WINNERS if row.get(key) is not None]
-
-
 def read_helpsteer(row: Row, source: Source, options: SourceOptions) -> list[Example]:
     """A pair whose better answer scores how much better it is, from 1 to 3."""
     key = one_of(row, tuple(STRENGTHS), "a preference")

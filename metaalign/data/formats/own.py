@@ -19,7 +19,8 @@ OWN_KEYS = frozenset(Example.__dataclass_fields__)
 
 
 def read_metaalign(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A row as `Example.to_row` writes it; scores and tags may be plain objects, too."""
+    """A row of an `Example`'s fields; scores and tags may be lists, as Arrow tables hold them:
+    [{"objective": "preference", "value": 1}] and [{"key": "split", "value": "train"}]."""
     unknown = {key for key, value in row.items() if value is not None} - OWN_KEYS
     if unknown:
         names = ", ".join(sorted(unknown))
