@@ -77,7 +77,7 @@ def test_dots_lead_into_objects_and_numbers_into_lists(tmp_path: Path) -> None:
     row = {"data": {"q": {"text": "Hi"}}, "answers": [{"text": "no"}, {"text": "Hello!"}], "a.b": 2}
     columns = {"prompt": "data.q.text", "response": "answers.1.text", "weight": "a.b"}
     example = only(write(tmp_path / "rows", [row]), columns)
-    assert said(example) == (["Hi"], ["Hello!"])
+    assert (said(example), example.weight) == ((["Hi"], ["Hello!"]), 2.0)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,11 @@ def test_tiers_labels_and_ratings_are_named_too(tmp_path: Path) -> None:
     example = only(write(tmp_path / "rows", [row]), columns | tiers, user_info="Default.")
     assert (example.system_info, example.user_info) == ("Be brief.", "I am Ana.")
     assert example.responses[0].desirable is False
-    row = {**PAIR, "good": 9, "poor": 2}
-    ratings = {"score_chosen": "good", "score_rejected": "poor"}
+    row = {**PAIR, "good": 9, "poor": 2, "gap": 7}
+    ratings = {"score_chosen": "good", "score_rejected": "poor", "margin": "gap"}
     example = only(write(tmp_path / "rows", [row]), NAMES | ratings)
     assert [each.scores["rating"] for each in example.responses] == [9.0, 2.0]
+    assert example.margin == 7.0
 
 
 def test_a_column_of_a_known_name_needs_no_line_and_others_are_told(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from metaalign.config import ExportConfig
-from metaalign.errors import TemplateError
+from metaalign.config import ExportConfig, PrepareConfig
+from metaalign.data.sources.outcome import FileRead
+from metaalign.data.work.parts import plan_parts, read_part, split_parts
+from metaalign.errors import DataError, TemplateError
 from metaalign.serve.api import to_segments
 from metaalign.serve.bodies import ChatRequest
 from metaalign.store.token_store import TokenStore
@@ -67,6 +70,53 @@ def test_case_05_an_export_carries_no_chat_template_of_its_base_model(
 def test_case_14_a_messages_name_is_accepted(field_cases: Path) -> None:
     body = json.loads((field_cases / "14_serve_message_name" / "body.json").read_text())
     assert to_segments(ChatRequest.model_validate(body)) == [Segment("user_query", "Hi")]
+
+
+def rows_of(path: Path, **source: Any) -> FileRead:
+    """What a prepare job reads of a file."""
+    config = PrepareConfig.model_validate(
+        {"storage": "/nowhere", "sources": [{"path": str(path), **source}]}
+    )
+    (part,) = split_parts(plan_parts(config), path.parent)
+    (read,) = read_part(part)
+    return read
+
+
+def test_case_13_decimals_and_maps_are_scores(field_cases: Path) -> None:
+    folder = field_cases / "13_decimal_scores"
+    for name, objective in (("decimal_scores", "overall"), ("map_annotations", "helpfulness")):
+        read = rows_of(folder / f"{name}.parquet")
+        assert not read.bad
+        (example,) = read.examples
+        better, worse = example.responses
+        assert (better.text, worse.text) == ("Lima.", "Quito.")
+        wanted = (4.5, 1.0) if objective == "overall" else (5.0, 1.0)
+        assert (better.scores[objective], worse.scores[objective]) == wanted
+    (example,) = rows_of(folder / "decimal_pair.parquet").examples
+    assert [each.scores["rating"] for each in example.responses] == [4.5, 1.5]
+
+
+def test_case_16_utf16_is_read(field_cases: Path) -> None:
+    read = rows_of(field_cases / "16_unclear_errors" / "utf16le_bom.csv")
+    assert not read.bad
+    assert read.examples[0].turns[0].text == "Où est le café ?"
+
+
+def test_case_16_a_pretty_printed_object_names_the_list_and_reads_it(field_cases: Path) -> None:
+    file = field_cases / "16_unclear_errors" / "pretty.json"
+    with pytest.raises(DataError, match="may be the list under 'data': set field=data in this"):
+        rows_of(file)
+    (example,) = rows_of(file, field="data").examples
+    assert [each.text for each in example.responses] == ["A", "B"]
+
+
+def test_case_16_nan_of_pandas_is_null(field_cases: Path) -> None:
+    read = rows_of(field_cases / "16_unclear_errors" / "nan_json.jsonl")
+    assert not read.bad
+    assert [example.turns[0].text for example in read.examples] == [
+        "Capital of Peru?",
+        "Say it.\n\nhola",
+    ]
 
 
 def test_case_16_a_sentencepiece_model_alone_says_what_it_needs(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_what_to_row_writes_is_read_back(tmp_path: Path) -> None:
         ({"responses": [{"text": "a", "scores": [1]}]}, "scores: expected an object, got [1]"),
         ({"responses": [{"text": "a", "desirable": "yes"}]},
          "desirable must be true, false or null, got 'yes'"),
-        ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
+        ({"weight": float("inf")}, "weight: expected a finite number, got inf"),
         ({"weight": True}, "weight: expected a finite number, got True"),
         ({"weight": -1}, "weight must be a positive number, got -1.0"),
         ({"tags": {"recipe": 4}}, "tags.recipe: expected text, got 4"),

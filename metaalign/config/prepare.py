@@ -97,6 +97,10 @@ class SourceConfig(Section):
     format: Format = "auto"
     """Shape of the rows. auto tells it from the first ones."""
 
+    field: str | None = Field(default=None, min_length=1)
+    """Key of the list of rows in files that are one JSON object, such as `data` of
+    {"version": 1, "data": [...]}. None expects JSON lines, or a list."""
+
     columns: ColumnsConfig | None = None
     """Which columns hold what, such as {prompt: question, chosen: answer_a, rejected: answer_b}.
     None reads the names that the known formats have."""
@@ -144,6 +148,8 @@ class SourceConfig(Section):
     def _one_origin(self) -> "SourceConfig":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give exactly one of path and dataset")
+        if self.dataset is not None and self.field is not None:
+            raise ValueError("field: is for files of a path; a dataset has rows of its own")
         return self
 
     @model_validator(mode="after")

@@ -76,6 +76,13 @@ def _untold(row: Row | None, problem: str) -> str:
     """Why rows like this one, or with this problem, tell no format."""
     if row is not None:
         keys = sorted(row)
+        listed = _rows_inside(row)
+        if listed is not None:
+            return (
+                f"unknown format: its rows have the keys {printable(', '.join(keys))}; where the "
+                f"file is one JSON object, and its rows are the list under {listed!r}, set "
+                f"field={listed} in this source"
+            )
         proposed = propose_columns(row) or "columns: {prompt: NAME, chosen: NAME, rejected: NAME}"
         return (
             f"unknown format: its rows have the keys {printable(', '.join(keys))}; "
@@ -87,6 +94,13 @@ def _untold(row: Row | None, problem: str) -> str:
         f"none of its first rows is an object with keys; {problem}; expected rows in one of the "
         f"formats {', '.join(SHAPES)}"
     )
+
+
+def _rows_inside(row: Row) -> str | None:
+    """The key of a list of objects that are rows of a known format themselves."""
+    lists = ((key, each) for key, each in row.items() if isinstance(each, list) and each)
+    found = (key for key, each in lists if isinstance(each[0], dict) and shape_of(each[0]))
+    return next(map(printable, found), None)
 
 
 def read_rows(

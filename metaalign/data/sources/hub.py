@@ -12,7 +12,8 @@ import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
 from metaalign.config.prepare import DatasetConfig
-from metaalign.data.sources.records import UNREADABLE, Record, table_record
+from metaalign.data.sources.arrow_values import UNREADABLE
+from metaalign.data.sources.records import Record, table_records
 from metaalign.errors import DataError
 
 _ROWS_A_GROUP = 1_000
@@ -43,7 +44,7 @@ def first_records(dataset: datasets.Dataset) -> Iterator[Record]:
     """The first rows, as they are read of the Parquet file; a bad value is its own row's."""
     for table in dataset.with_format("arrow").iter(batch_size=_ROWS_LOOKED_AT):
         (batch,) = table.combine_chunks().to_batches()  # pyright: ignore
-        yield from (table_record(row, batch.slice(row, 1)) for row in range(batch.num_rows))
+        yield from table_records(0, batch)
         return
 
 

@@ -1,4 +1,7 @@
-"""A JSON array value by value, however long it is. Knows no file and no record."""
+"""A JSON array value by value, however long it is, alone or in an object.
+
+Knows no file and no record.
+"""
 
 import codecs
 import json
@@ -8,7 +11,7 @@ from typing import Any
 
 _CHUNK_BYTES = 1 << 20
 _BLANK = re.compile(r"[ \t\n\r]*")
-_AFTER = tuple(" \t\n\r,]")
+_AFTER = tuple(" \t\n\r,]}:")
 _LONGEST_WORD = 16
 """Characters from where a name, an escape or a delimiter is missed to the text's end, at most,
 where the text is cut off and not wrong."""
@@ -25,13 +28,64 @@ def array_values(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> Ite
         RecursionError: a value is nested too deep.
     """
     text = _Text(read, decoder)
+    yield from _values(text)
+    if text.mark():
+        raise text.problem("expected nothing after the array")
+
+
+def _values(text: "_Text") -> Iterator[Any]:
     text.take("[")
     if text.mark() != "]":
         yield text.value()
     while text.take(",]") == ",":
         yield text.value()
-    if text.mark():
-        raise text.problem("expected nothing after the array")
+
+
+def listed_values(
+    read: Callable[[int], bytes], decoder: json.JSONDecoder, key: str
+) -> Iterator[Any]:
+    """The values of a list that stands in an object under a key. What follows it is not read.
+
+    Raises:
+        LookupError: there is no list under the key; names the keys there are.
+        ValueError, RecursionError: as `array_values`.
+    """
+    text = _Text(read, decoder)
+    known = []
+    for name in _keys(text):
+        known.append(name)
+        if name == key and text.mark() == "[":
+            yield from _values(text)
+            return
+        text.value()
+    raise LookupError(f"there is no list under {key!r}; its keys are {', '.join(map(str, known))}")
+
+
+def first_list(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> str | None:
+    """The first key of an object under which a list stands.
+
+    Raises:
+        ValueError, RecursionError: as `array_values`.
+    """
+    text = _Text(read, decoder)
+    for name in _keys(text):
+        if text.mark() == "[":
+            return name
+        text.value()
+    return None
+
+
+def _keys(text: "_Text") -> Iterator[Any]:
+    """Each key of an object, where reading stands at its value; the caller reads that."""
+    text.take("{")
+    if text.mark() == "}":
+        return
+    while True:
+        name = text.value()
+        text.take(":")
+        yield name
+        if text.take(",}") == "}":
+            return
 
 
 class _Text:

@@ -22,6 +22,7 @@ class SourceOptions:
     """
 
     is_told: bool = False
+    field: str | None = None
     columns: ColumnsConfig | None = None
     system_info: str = ""
     user_info: str | None = None

@@ -6,37 +6,27 @@ of Parquet, its current row group.
 """
 
 import functools
-import gzip
-import io
 import json
 import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metaalign.data.sources.csv_tables import csv_rows, is_header
-from metaalign.data.sources.json_arrays import array_values
-from metaalign.errors import DataError, MetaAlignError, RowError
-from metaalign.folders import Folder, open_to_read
+from metaalign.data.sources.arrow_values import plain_rows
+from metaalign.data.sources.csv_tables import csv_rows
+from metaalign.data.sources.file_kinds import BYTE_ORDER_MARK, HEAD_BYTES, Kind, kind_of
+from metaalign.data.sources.json_arrays import array_values, first_list, listed_values
+from metaalign.data.sources.opening import UNREADABLE, is_unpacked, opened, read_bytes, refuse_file
+from metaalign.errors import DataError, RowError
+from metaalign.folders import Folder
 
 _CHUNK_BYTES = 1 << 20
-_HEAD_BYTES = 1 << 16
-_LINES_LOOKED_AT = 20
-UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
-"""What a text that is not UTF-8 and a date of the year 9,000,000 raise."""
-
 _ROWS_AT_ONCE = 1_000
 _DEEPEST = 64
-_GZIP_MAGIC, _PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_OTHER_MAGIC = (b"ARROW1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"Obj\x01")
-_WANTED = "expected JSON lines, one JSON array, CSV or Parquet, plain or gzip"
 
 
 @dataclass(frozen=True)
@@ -110,22 +100,27 @@ class Span:
     row: int
 
 
-def read_records(file: Folder, span: Span | None = None) -> Iterator[Record]:
+def read_records(
+    file: Folder, span: Span | None = None, *, field: str | None = None
+) -> Iterator[Record]:
     """Every record of a file, or of a range that `split_file` gave.
 
     Blank lines are none; a row that does not parse has a problem. Invalid UTF-8 comes through as
     lone surrogates, which `Example.validate` refuses row by row.
 
+    Args:
+        field: The key under which a file that is one JSON object has its list of rows.
+
     Raises:
         DataError: the file cannot be read to its end, or is of none of these kinds.
         StorageError: object storage could not be asked.
     """
-    with _opened(file) as stream:
-        kind = _kind(stream, file)
-        yield from kind(stream, file) if span is None else kind(stream, file, span)
+    with opened(file) as stream:
+        reader = _reader(stream, file, field)
+        yield from reader(stream, file) if span is None else reader(stream, file, span)
 
 
-def split_file(file: Folder, size: int) -> list[Span | None]:
+def split_file(file: Folder, size: int, *, field: str | None = None) -> list[Span | None]:
     """Ranges of about `size` bytes, or [None] where a file can only be read from its beginning.
 
     Plain local JSON lines are split at lines, which takes one pass over them, and Parquet at row
@@ -134,11 +129,11 @@ def split_file(file: Folder, size: int) -> list[Span | None]:
     Raises:
         DataError, StorageError: as `read_records`.
     """
-    with _opened(file) as stream:
-        kind = _kind(stream, file)
-        if kind is _parquet_records:
+    with opened(file) as stream:
+        reader = _reader(stream, file, field)
+        if reader is _parquet_records:
             return [*_row_groups(_parquet(stream, file), size)] or [None]
-        if kind is _line_records and isinstance(file, Path) and not _is_packed(stream):
+        if reader is _line_records and isinstance(file, Path) and not is_unpacked(stream):
             return [*_line_spans(stream, file, size)]
     return [None]
 
@@ -148,7 +143,7 @@ def _line_spans(stream: Any, file: Folder, size: int) -> Iterator[Span]:
     while True:
         stop, lines = start, 0
         while stop < start + size:
-            chunk = _read(stream, file, min(_CHUNK_BYTES, start + size - stop))
+            chunk = read_bytes(stream, file, min(_CHUNK_BYTES, start + size - stop))
             if not chunk:
                 break
             stop, lines = stop + len(chunk), lines + chunk.count(b"\n")
@@ -170,72 +165,56 @@ def _row_groups(file: pq.ParquetFile, size: int) -> Iterator[Span]:
             start, row, held, rows = group + 1, row + rows, 0, 0
 
 
-def check_file(file: Folder) -> None:
+def check_file(file: Folder, *, field: str | None = None) -> None:
     """Read what may be damaged as a whole: gzip to its end, an array, the footer of Parquet.
 
     Raises:
         DataError, StorageError: as `read_records`.
     """
-    with _opened(file) as stream:
-        kind = _kind(stream, file)
-        if kind is _array_records:
-            for _ in kind(stream, file):
+    with opened(file) as stream:
+        reader = _reader(stream, file, field)
+        if reader not in (_line_records, _csv_records, _parquet_records):
+            for _ in reader(stream, file):
                 pass
-        elif kind is _parquet_records:
+        elif reader is _parquet_records:
             _parquet(stream, file)
-        while _is_packed(stream) and _read(stream, file, _CHUNK_BYTES):
+        while is_unpacked(stream) and read_bytes(stream, file, _CHUNK_BYTES):
             pass
 
 
-def _is_packed(stream: Any) -> bool:
-    return isinstance(stream, gzip.GzipFile)
+def _reader(stream: Any, file: Folder, field: str | None) -> Callable[..., Iterator[Record]]:
+    """The reader of the file's kind; the stream is at its beginning again, after any mark.
+
+    Raises:
+        DataError: it is of no kind that can be read.
+    """
+    head = read_bytes(stream, file, HEAD_BYTES)
+    stream.seek(len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0)
+    kind = kind_of(head, str(file))
+    if field is None:
+        return _READERS[kind]
+    if kind not in ("object", "lines"):
+        raise DataError(
+            f"{file}: field is {field!r}, and the file is no JSON object; leave field out"
+        )
+    return functools.partial(_listed_records, field=field)
 
 
-@contextmanager
-def _opened(file: Folder) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes from their beginning, unpacked where they are gzip."""
+def _refuse_object(stream: Any, file: Folder) -> Iterator[Record]:
+    """Say how a file can be read that is one JSON object over several lines."""
     try:
-        with open_to_read(file) as raw:
-            packed = raw.read(2) == _GZIP_MAGIC
-            raw.seek(0)
-            lines = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
-            yield gzip.GzipFile(fileobj=raw) if packed else lines
-    except MetaAlignError:
-        raise
-    except OSError as error:
-        raise DataError(f"{file}: the file cannot be read: {error.strerror or error}") from error
-
-
-def _kind(stream: Any, file: Folder) -> Callable[..., Iterator[Record]]:
-    """The reader of the file's kind; the stream is at its beginning again, after any mark."""
-    head = _read(stream, file, _HEAD_BYTES)
-    stream.seek(len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0)
-    begun = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
-    if not begun:
-        raise DataError(f"{file}: the file is empty; {_WANTED}")
-    if begun.startswith(_OTHER_MAGIC):
-        raise DataError(f"{file}: the file begins with {begun[:6]!r}; {_WANTED}")
-    if begun.startswith(_PARQUET_MAGIC):
-        return _parquet_records
-    if begun.startswith(b"["):
-        return _array_records
-    first, *lines = begun.split(b"\n")
-    if not begun.startswith(b"{") and is_header(first) and not _mostly_json(lines):
-        return _csv_records
-    return _line_records
-
-
-def _mostly_json(lines: Sequence[bytes]) -> bool:
-    """Whether the first lines are JSON, as below a first line that is broken."""
-    looked_at = [line.strip() for line in lines if line.strip()][:_LINES_LOOKED_AT]
-    return sum(line.startswith(b"{") for line in looked_at) > len(looked_at) / 2
-
-
-def _read(stream: Any, file: Folder, size: int = -1) -> bytes:
-    try:
-        return stream.read(size)
-    except (OSError, EOFError, zlib.error) as error:
-        _refuse(file, error)
+        key = first_list(functools.partial(read_bytes, stream, file), _JSON)
+    except (ValueError, RecursionError):
+        key = None
+    if key is None:
+        raise DataError(
+            f"{file}: its JSON objects go over several lines; write each on a line of its own, as "
+            "`jq -c . FILE` does, or all of them as one JSON array"
+        )
+    raise DataError(
+        f"{file}: the file is one JSON object and not JSON lines; its rows may be the list under "
+        f"{key!r}: set field={key} in this source, or save that list alone"
+    )
 
 
 def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
@@ -243,8 +222,8 @@ def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
     while size > 0:
         try:
             line = stream.readline()
-        except (OSError, EOFError, zlib.error) as error:
-            _refuse(file, error)
+        except UNREADABLE as error:
+            refuse_file(file, error)
         if not line:
             return
         size -= len(line)
@@ -277,16 +256,32 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKey:
     return RepeatedKey(next(key for key in keys if keys.count(key) > 1))
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
+def _constant(name: str) -> float | None:
+    """NaN is what pandas writes for a missing value, so it is null; infinity stays what it is."""
+    return None if name == "NaN" else float(name)
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _array_records(stream: Any, file: Folder) -> Iterator[Record]:
     try:
-        values = array_values(functools.partial(_read, stream, file), _JSON)
+        values = array_values(functools.partial(read_bytes, stream, file), _JSON)
         for row, value in enumerate(values):
             yield Record(row, value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: the file is not a valid JSON array: {error}") from error
+
+
+def _listed_records(stream: Any, file: Folder, *, field: str) -> Iterator[Record]:
+    try:
+        values = listed_values(functools.partial(read_bytes, stream, file), _JSON, field)
+        for row, value in enumerate(values):
+            yield Record(row, value)
+    except LookupError as error:
+        raise DataError(f"{file}: {error}; correct the `field` of this source") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: the file is not a valid JSON object: {error}") from error
 
 
 def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
@@ -299,7 +294,7 @@ def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
         found = pq.ParquetFile(stream, buffer_size=_CHUNK_BYTES, pre_buffer=False)
         columns = found.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
-        _refuse(file, error)
+        refuse_file(file, error)
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
         raise DataError(f"{file}: the file names the columns {', '.join(map(repr, twice))} twice")
@@ -314,21 +309,26 @@ def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Ite
         try:
             batch = next(batches, None)
         except (pa.ArrowException, OSError, ValueError) as error:
-            _refuse(file, error)
+            refuse_file(file, error)
         if batch is None:
             return
-        for place in range(batch.num_rows):
-            yield table_record(row + place, batch.slice(place, 1))
+        yield from table_records(row, batch)
         row += batch.num_rows
 
 
-def table_record(row: int, one: pa.RecordBatch) -> Record:
-    """The record of a table's row, given as a batch of one."""
-    try:
-        return Record(row, one.to_pylist()[0])
-    except UNREADABLE as error:
-        return Record(row, None, problem=f"a value cannot be read: {error}", text=repr(error))
+def table_records(first: int, batch: pa.RecordBatch) -> Iterator[Record]:
+    """The records of a table's rows, of which `first` is the first one's number."""
+    for row, value in enumerate(plain_rows(batch), first):
+        if isinstance(value, Exception):
+            yield Record(row, None, f"a value cannot be read: {value}", repr(value))
+        else:
+            yield Record(row, value)
 
 
-def _refuse(file: Folder, error: Exception) -> NoReturn:
-    raise DataError(f"{file}: the file cannot be read to its end: {error}") from error
+_READERS: dict[Kind, Callable[..., Iterator[Record]]] = {
+    "lines": _line_records,
+    "array": _array_records,
+    "csv": _csv_records,
+    "parquet": _parquet_records,
+    "object": _refuse_object,
+}

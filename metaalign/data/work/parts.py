@@ -84,6 +84,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
         judged_by = _judged_by(source)
         options = SourceOptions(
             is_told=source.format != "auto",
+            field=source.field,
             columns=source.columns,
             system_info=source.system_info,
             user_info=source.user_info,
@@ -138,12 +139,13 @@ def _source_parts(
 
 
 def _file_part(number: int, file: Folder, source: SourceConfig, options: SourceOptions) -> Part:
-    check_file(file)
-    name, format = str(file), source.format
+    name, format, field = str(file), source.format, source.field
+    check_file(file, field=field)
     if source.columns is not None:
-        check_columns(read_records(file), name, source.columns)
+        check_columns(read_records(file, field=field), name, source.columns)
     if format == "auto":
-        format = detect_format(mapped_records(read_records(file), source.columns), name)
+        records = mapped_records(read_records(file, field=field), source.columns)
+        format = detect_format(records, name)
     if format == "personas":
         persona_info(name, options)
     told, state = file_fingerprint(file), _state(file)
@@ -189,7 +191,9 @@ def _written(number: int, part: Part, folder: Path) -> Part:
 def _ranges(part: Part, size: int) -> list[Part]:
     if part.place is None or SHAPES[part.format].read is None:
         return [part]
-    return [replace(part, span=span) for span in split_file(part.place, size)]
+    return [
+        replace(part, span=span) for span in split_file(part.place, size, field=part.options.field)
+    ]
 
 
 def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
@@ -218,7 +222,8 @@ def read_part(part: Part) -> Iterator[FileRead]:
     assert part.place is not None, "split_parts gives a data set its place"
     if _state(part.place) != part.state:
         raise DataError(f"{part.name}: the file was changed while the job ran; start it again")
-    records = mapped_records(read_records(part.place, part.span), part.options.columns)
+    found = read_records(part.place, part.span, field=part.options.field)
+    records = mapped_records(found, part.options.columns)
     if SHAPES[part.format].read is None:
         yield read_rows(records, part.name, part.format, part.options)
         return
