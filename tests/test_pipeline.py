@@ -22,12 +22,7 @@ from metaalign.pipeline.job import clock, connect, reported
 from metaalign.pipeline.preflight import check
 from metaalign.pipeline.run import run_pipeline
 from metaalign.pipeline.showcase import draw_pair, rates, side_by_side
-from metaalign.pipeline.stages import (
-    Record,
-    Records,
-    contents,
-    stages_of,
-)
+from metaalign.pipeline.stages import Record, Records, contents, stages_of
 from metaalign.preferences import Preference
 from metaalign.tracking import open_run
 
@@ -68,7 +63,7 @@ def test_preflight_reports_every_problem_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = whole(
             tmp_path,
-            prepare={"sources": [{"path": "/nowhere/*.jsonl"}]},
+            prepare={"sources": [{"path": "/nowhere/*.jsonl"}], "held_out_ratio": 0},
             sft={"model": {"architecture": {"model_type": "lama"}}, "workers": {"num_workers": 64}},
             dpo={"model": {"path": "sft_modle"}, "store": "stroe"},
             serve={"port": taken.getsockname()[1]},
@@ -84,10 +79,21 @@ def test_preflight_reports_every_problem_at_once(tmp_path: Path) -> None:
         f"dpo: it reads '{tmp_path}/stroe', which is not there",
         f"dpo: it reads '{tmp_path}/sft_modle', which is not there",
         "serve: port",
-        "evaluate: it asks held-out cases, and prepare writes none without `recipes`",
+        "evaluate: prepare holds nothing out to evaluate on; set prepare.held_out_ratio above 0",
         "serve: it asks held-out cases",
     ):
         assert problem in text
+
+
+def test_data_without_recipes_can_be_evaluated_but_not_shown(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    own = {"sources": [{"path": str(rows)}], "recipes": None}
+    config = whole(tmp_path, prepare=own)
+    check(config, stages_of(config))
+    config = whole(tmp_path, prepare=own, serve={})
+    with pytest.raises(ConfigError, match=r"1 problem, .*\n  serve: it asks held-out cases"):
+        check(config, stages_of(config))
 
 
 def test_two_stages_that_write_one_folder_are_refused(tmp_path: Path) -> None:

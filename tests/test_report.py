@@ -17,6 +17,7 @@ from metaalign.evaluate.report import (
 )
 
 REPORT = {
+    "models": {"before": "initial", "after": "model"},
     "following": {"before": 0.0, "after": 0.75, "count": 4},
     "hidden": {"before": 0.25, "after": 0.5, "count": 4},
     "best_constant": 0.25,
@@ -113,6 +114,7 @@ def test_one_model_or_many_can_be_plotted(names: list[str]) -> None:
 
     report = {
         **REPORT,
+        "models": dict.fromkeys(names, "model"),
         **{metric: renamed(REPORT[metric]) for metric in ("following", "hidden")},
         "intervals": {
             metric: dict.fromkeys(names, own["after"])

@@ -15,7 +15,9 @@ from metaalign.config.prepare import RecipesConfig
 from metaalign.config.sections import TrackingConfig
 from metaalign.data.recipes.cases import Case, write_cases
 from metaalign.errors import ConfigError, DataError, ModelError, TemplateError
-from metaalign.evaluate.suites import Answerer, ask_models, check_models, read_cases, run_evaluate
+from metaalign.evaluate.answering import Answerer
+from metaalign.evaluate.inputs import check_models, read_cases
+from metaalign.evaluate.suites import ask_models, run_evaluate
 from metaalign.examples import Turn
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.store.token_store import CASES_FILE, TokenStore

@@ -1,6 +1,6 @@
 """A report as files a person reads: JSON, Markdown tables, plots, and the console's tables.
 
-Knows no model: it shows what `rates.py` counted.
+Knows no model: it shows what `rates.py` counted and `held_out.py` measured.
 """
 
 import json
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
-COLOURS = ("#b8bec6", "#6aa5d8", "#1f5a96", "#e08e3c", "#7d9b52", "#8b6bb1")
+from metaalign.evaluate.plots import families_figure, held_out_figure, metrics_figure
+
+METRIC_WORDS = {
+    "sft_loss": "sft_loss (nats per token)",
+    "pairs_in_order": "pairs_in_order (share)",
+    "reward_margin": "reward_margin (nats)",
+}
 
 TIER_WORDS = {"asks": "asks for it", "opposes": "for the opposite", "silent": "is silent"}
 
@@ -37,39 +37,59 @@ def write_report(
 ) -> list[Path]:
     """Write every file of the report; report.json last, whole or not at all.
 
+    What an earlier report left and this one does not have, such as a plot of cases, is removed.
+
     Args:
-        answers: The lines of answers.jsonl.
+        answers: The lines of answers.jsonl, which is there only where cases were asked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "answers.jsonl", folder / "report.md", folder / "metrics.png"]
-    files += [folder / "families.png", folder / "report.json"]
-    lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
-    files[0].write_text("\n".join([*lines, ""]), encoding="utf-8")
-    files[1].write_text(markdown(report), encoding="utf-8")
-    metrics_figure(report).savefig(files[2])
-    families_figure(report).savefig(files[3])
+    texts = {"report.md": markdown(report)}
+    figures = {}
+    if _asked(report):
+        lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+        texts = {"answers.jsonl": "\n".join([*lines, ""]), **texts}
+        figures = {"metrics.png": metrics_figure(report), "families.png": families_figure(report)}
+    if "held_out" in report:
+        figures["held_out.png"] = held_out_figure(report)
+    for name in _OPTIONAL - {*texts, *figures}:
+        (folder / name).unlink(missing_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
     partial = folder / "report.json.partial"
     partial.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, files[4])
-    return files
+    os.replace(partial, folder / "report.json")
+    return [folder / name for name in (*texts, *figures, "report.json")]
+
+
+_OPTIONAL = {"answers.jsonl", "metrics.png", "families.png", "held_out.png"}
 
 
 def show_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the tables."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     for table in tables(report):
-        shown = RichTable(title=table.title, title_justify="left")
-        for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if number == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
-    console.print(_worst_line(report))
+        console.print(as_rich(table))
+    for line in _remarks(report):
+        console.print(line)
+
+
+def as_rich(table: Table) -> RichTable:
+    """A table for a console of rich."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables as Markdown."""
-    parts = ["# Evaluation", "", _worst_line(report)]
+    parts = ["# Evaluation"]
+    for line in _remarks(report):
+        parts += ["", line]
     for table in tables(report):
         head = ["| " + " | ".join(table.columns) + " |"]
         head.append("|" + " --- |" + " ---: |" * (len(table.columns) - 1))
@@ -79,9 +99,13 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """Metrics with their intervals and bars, families, kinds and tier against tier."""
-    models = model_names(report)
-    shown = [_metrics_table(report, models), _families_table(report, models[-1])]
+    """The held-out examples; of the cases metrics with intervals and bars, families, kinds, and
+    tier against tier. What the store did not hold is left out."""
+    models = list(report["models"])
+    shown = [held_out_table(report)] if "held_out" in report else []
+    if not _asked(report):
+        return shown
+    shown += [_metrics_table(report, models), _families_table(report, models[-1])]
     kinds = [
         [f"{metric}: {kind}", *_rates(rates, models)]
         for metric, own in report["kinds"].items()
@@ -94,9 +118,64 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     return [*shown, Table(title, ["who says what", *models, "count"], tiers)]
 
 
-def model_names(report: Mapping[str, Any]) -> list[str]:
-    """The models of a report, in the order in which they were given."""
-    return list(next(iter(report["intervals"].values())))
+def _asked(report: Mapping[str, Any]) -> bool:
+    """Whether cases were asked."""
+    return "bars" in report
+
+
+def held_out_table(report: Mapping[str, Any]) -> Table:
+    """Every metric of the held-out examples, by model, with its interval."""
+    held_out, models = report["held_out"], list(report["models"])
+    rows = []
+    for metric, intervals in held_out["intervals"].items():
+        cells = [_with_interval(held_out[metric][model], intervals[model]) for model in models]
+        rows.append([METRIC_WORDS[metric], *cells, str(held_out[metric]["count"])])
+    title = "Held-out examples (95% interval)"
+    return Table(title, ["metric", *models, "examples"], rows)
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None or interval is None:
+        return "- (the reference)"
+    low, high = interval
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _remarks(report: Mapping[str, Any]) -> list[str]:
+    """Sentences that say what the tables do not."""
+    remarks = []
+    if "held_out" in report:
+        remarks += [_reference_line(report["held_out"]), _left_out_line(report["held_out"])]
+    if _asked(report):
+        remarks.append(_worst_line(report))
+    return [remark for remark in remarks if remark]
+
+
+def _reference_line(held_out: Mapping[str, Any]) -> str:
+    if "pairs_in_order" not in held_out:
+        return "The held-out examples have no pairs, so no rewards are compared."
+    reference = held_out["reference"]
+    if reference is None:
+        return (
+            "No reference is known: pairs_in_order and reward_margin compare plain "
+            "log-probabilities. To compare rewards, set `reference` to the model that training "
+            "started from."
+        )
+    name = f"{reference['model']} ({reference['folder']})" if reference["model"] else None
+    return (
+        f"pairs_in_order and reward_margin are measured against {name or reference['folder']}: "
+        f"{reference['reason']}."
+    )
+
+
+def _left_out_line(held_out: Mapping[str, Any]) -> str:
+    """How many held-out examples are not measured, and why."""
+    ledger = held_out["examples"].get("sft_loss") or held_out["examples"]["pairs_in_order"]
+    reasons = {key: count for key, count in ledger.items() if key not in ("in", "out") and count}
+    told = ", ".join(f"{key} {count}" for key, count in reasons.items())
+    return f"Measured {ledger['out']} of {ledger['in']} held-out examples" + (
+        f"; not measured: {told}." if told else "."
+    )
 
 
 def _metrics_table(report: Mapping[str, Any], models: Sequence[str]) -> Table:
@@ -147,96 +226,6 @@ def _worst_line(report: Mapping[str, Any]) -> str:
     if not worst:
         return "No family was asked for."
     return (
-        f"Worst family of {model_names(report)[-1]}: {worst['family']}, {worst['metric']} "
+        f"Worst family of {list(report['models'])[-1]}: {worst['family']}, {worst['metric']} "
         f"{worst['rate']:.3f} over {worst['count']}."
     )
-
-
-def metrics_figure(report: Mapping[str, Any]) -> Figure:
-    """Every metric as a group of bars, one a model, with intervals and the bar to reach."""
-    models, metrics = model_names(report), list(report["intervals"])
-    figure = Figure(figsize=(9.5, 5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(models)
-    for number, model in enumerate(models):
-        places = [place - 0.4 + (number + 0.5) * width for place in range(len(metrics))]
-        _bars_with_intervals(axes, report, model, places, width, COLOURS[number % len(COLOURS)])
-    for place, metric in enumerate(metrics):
-        _draw_bar(axes, report["bars"].get(metric), place)
-    labels = [f"{metric}\n{report[metric]['count']} cases" for metric in metrics]
-    axes.set_xticks(range(len(metrics)), labels)
-    axes.set_ylim(0, 1.12)
-    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set_ylabel("rate")
-    axes.set_title("Does it do what it is told? (95% intervals; dashed: bar to reach)", loc="left")
-    axes.legend(loc="upper right", ncols=len(models), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _bars_with_intervals(
-    axes: Axes,
-    report: Mapping[str, Any],
-    model: str,
-    places: Sequence[float],
-    width: float,
-    colour: str,
-) -> None:
-    rates = [report[metric][model] for metric in report["intervals"]]
-    intervals = [own[model] for own in report["intervals"].values()]
-    # Rounding may put an end of the interval a hair on the wrong side of the rate.
-    below = [max(0.0, rate - low) for rate, (low, _) in zip(rates, intervals, strict=True)]
-    above = [max(0.0, high - rate) for rate, (_, high) in zip(rates, intervals, strict=True)]
-    axes.bar(places, rates, width, color=colour, label=model)
-    axes.errorbar(
-        places, rates, yerr=[below, above], fmt="none", ecolor="#333333", elinewidth=1, capsize=2
-    )
-    for place, rate, more in zip(places, rates, above, strict=True):
-        axes.text(place, rate + more + 0.01, f"{rate:.2f}", ha="center", va="bottom", fontsize=8)
-
-
-def _draw_bar(axes: Axes, bar: Mapping[str, Any] | None, place: float) -> None:
-    if bar is None:
-        return
-    limit = bar.get("at_least", bar.get("at_most"))
-    axes.hlines(limit, place - 0.46, place + 0.46, colors="#b3261e", linestyles="--", linewidth=1.2)
-    sign = "≥" if "at_least" in bar else "≤"
-    axes.text(
-        place - 0.47,
-        limit,
-        f"{sign} {limit:.2f}",
-        ha="left",
-        va="bottom",
-        fontsize=8,
-        color="#b3261e",
-    )
-
-
-def families_figure(report: Mapping[str, Any]) -> Figure:
-    """Following by family, the best on top, one bar a model."""
-    models = model_names(report)
-    metric = "following" if "following" in report["families"] else next(iter(report["families"]))
-    families = report["families"][metric]
-    names = sorted(families, key=lambda name: (families[name][models[-1]], name))
-    figure = Figure(figsize=(8, 1.6 + 0.42 * len(names)), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / len(models)
-    for number, model in enumerate(models):
-        places = [place + 0.4 - (number + 0.5) * height for place in range(len(names))]
-        rates = [families[name][model] for name in names]
-        axes.barh(places, rates, height, color=COLOURS[number % len(COLOURS)], label=model)
-    for place, name in enumerate(names):
-        rate = f"{families[name][models[-1]]:.2f}"
-        axes.text(1.02, place, rate, va="center", fontsize=8, color="#333333")
-    labels = [f"{name} ({families[name]['count']})" for name in names]
-    axes.set_yticks(range(len(names)), labels)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.set_xlim(0, 1.08)
-    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.set_xlabel("rate")
-    axes.set_title(
-        f"{metric.capitalize()} by family (cases); on the right: {models[-1]}", loc="left"
-    )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(models), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

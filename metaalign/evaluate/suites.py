@@ -1,6 +1,7 @@
-"""Asks every model every held-out case in one pass, and scores the answers by rule.
+"""The evaluate job: every model on the held-out examples and, where there are some, on the cases.
 
-    store/cases.jsonl x models --Ray Data--> answers --> rates --> report
+    store's held-out examples x models --Ray Data--> log-probabilities --> losses, orders, margins
+    store/cases.jsonl         x models --Ray Data--> answers           --> rates
 
 One line of `answers.jsonl`:
 
@@ -11,115 +12,166 @@ One line of `answers.jsonl`:
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 
 from metaalign.config import EvaluateConfig, resolve
 from metaalign.data.recipes.cases import Case, best_constant, score
-from metaalign.errors import ConfigError, DataError, ModelError, TemplateError
+from metaalign.errors import ConfigError, ModelError
+from metaalign.evaluate.answering import Answerer
+from metaalign.evaluate.held_out import HeldOut, held_out_report, holds_pairs, select_held_out
+from metaalign.evaluate.inputs import (
+    check_models,
+    holds_cases,
+    nothing_to_evaluate,
+    read_cases,
+)
 from metaalign.evaluate.rates import build_report
+from metaalign.evaluate.reference import choose_reference
 from metaalign.evaluate.report import show_report, write_report
-from metaalign.examples import Turn
-from metaalign.generate.embedded import EmbeddedEngine, Sampling, check_folder
-from metaalign.store.token_store import CASES_FILE, TokenStore
-from metaalign.template import Template, prompt_segments
+from metaalign.evaluate.scoring import Scorer, layout_and_context
+from metaalign.steps.plan import Layout
+from metaalign.store.token_store import TokenStore
 from metaalign.tracking import Run
 
 
 def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
-    """The evaluate job: ask, score, report.
+    """The evaluate job: measure, ask, score, report.
 
-    Writes report.json, report.md, answers.jsonl and the plots to `{storage}/{output}`, and logs
-    them and `eval/MODEL/METRIC_rate` to `run`.
+    Writes report.json, report.md, the plots and, where the store holds cases, answers.jsonl to
+    `{storage}/{output}`, and logs them to `run` with `eval/MODEL/METRIC` of every metric on the
+    held-out examples and `eval/MODEL/METRIC_rate` of every metric on the cases.
 
     Returns:
         The report, as report.json holds it.
 
     Raises:
-        DataError: the store is missing or holds no cases.
-        ModelError: a model's folder is missing or no model.
+        DataError: the store is missing, or holds neither held-out examples that fit the models nor
+            cases.
+        ModelError: a model's folder is missing or no model, or the reference cannot be found.
         TemplateError: a model renders another template than the store.
         ConfigError: the cluster is too small.
     """
     started = time.monotonic()
-    store = resolve(config.storage, config.store)
-    cases = read_cases(store)
-    check_models(config, TokenStore.open(store).template)
-    answers = list(_scored(cases, ask_models(cases, config)))
-    passed: dict[str, dict[str, bool]] = {name: {} for name in config.models}
-    for answer in answers:
-        passed[answer["model"]][answer["id"]] = answer["passed"]
-    hidden = [case for case in cases if case.metric == "hidden"]
-    report = build_report(cases, passed, best_constant=best_constant(hidden) if hidden else None)
+    store = TokenStore.open(resolve(config.storage, config.store))
+    cases = read_cases(store.path) if holds_cases(store.path) else []
+    gpus_per_worker(config.num_workers)
+    measured = measure_models(config, store)
+    if measured is None and not cases:
+        raise nothing_to_evaluate(store)
+    answers = list(_scored(cases, ask_models(cases, config))) if cases else []
+    report = _rates(cases, answers, list(config.models)) if cases else {}
+    if measured is not None:
+        report["held_out"] = measured
     report["models"] = dict(config.models)
     report["seconds"] = round(time.monotonic() - started, 1)
     folder = resolve(config.storage, config.output)
     for file in write_report(report, answers, folder):
         run.log_artifact(file, "evaluation")
-    run.log_metrics(
-        {
-            f"eval/{model}/{metric}_rate": report[metric][model]
-            for metric in report["intervals"]
-            for model in config.models
-        }
-    )
+    run.log_metrics(dict(_curves(report)))
     show_report(report)
     return report
 
 
-def read_cases(store: Path) -> list[Case]:
-    """The held-out cases of a store.
+def _rates(
+    cases: Sequence[Case], answers: Iterable[Mapping[str, Any]], models: Sequence[str]
+) -> dict[str, Any]:
+    """The part of the report that the cases make."""
+    passed: dict[str, dict[str, bool]] = {name: {} for name in models}
+    for answer in answers:
+        passed[answer["model"]][answer["id"]] = answer["passed"]
+    hidden = [case for case in cases if case.metric == "hidden"]
+    return build_report(cases, passed, best_constant=best_constant(hidden) if hidden else None)
+
+
+def _curves(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """MLflow's name and value of every figure."""
+    held_out = report.get("held_out", {})
+    for model in report["models"]:
+        for metric in report.get("intervals", {}):
+            yield f"eval/{model}/{metric}_rate", report[metric][model]
+        for metric in held_out.get("intervals", {}):
+            if held_out[metric][model] is not None:
+                yield f"eval/{model}/{metric}", held_out[metric][model]
+
+
+def measure_models(config: EvaluateConfig, store: TokenStore) -> dict[str, Any] | None:
+    """The `held_out` part of the report; None where no held-out example can be measured.
 
     Raises:
-        DataError: names the file, and the remedy.
+        ModelError: the reference cannot be found, or a model cannot be fed with rows.
+        TemplateError: a model or the reference renders another template than the store.
     """
-    file = store / CASES_FILE
-    if not store.is_dir():
-        raise DataError(f"{store}: there is no such token store; run the prepare job first")
-    if not file.is_file():
-        raise DataError(
-            f"{file} is missing: the store holds no cases; prepare it with `recipes`, whose "
-            "preferences a rule can check"
-        )
-    lines = file.read_text(encoding="utf-8").split("\n")
-    cases = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            cases += [Case.from_json(line)] if line else []
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{file}: line {number} is no case ({error!r}): {line[:200]!r}; prepare again"
-            ) from error
-    if not cases:
-        raise DataError(f"{file} is empty; prepare the store again with recipes.cases above 0")
-    return cases
+    reference = choose_reference(config) if holds_pairs(store) else None
+    check_models(config, store.template, reference)
+    # A folder may have two names, such as a link's, and is measured once.
+    folders = {
+        name: resolve(config.storage, path).resolve() for name, path in config.models.items()
+    }
+    start = None if reference is None else reference.folder.resolve()
+    every = {*folders.values(), *([] if start is None else [start])}
+    fed = {folder: layout_and_context(folder) for folder in sorted(every)}
+    limits = {
+        "context": min(context for _, context in fed.values()),
+        "examples": config.held_out_examples,
+        "seed": config.seed,
+    }
+    held = select_held_out(store, **limits)
+    if held is None:
+        return None
+    found = _measure(held, {folder: layout for folder, (layout, _) in fed.items()}, config, limits)
+    report = held_out_report(
+        held,
+        {name: found[folder] for name, folder in folders.items()},
+        None if start is None else found[start],
+        seed=config.seed,
+    )
+    if held.ranked is not None:
+        names = [name for name, folder in folders.items() if folder == start]
+        report["reference"] = reference and {
+            "model": names[0] if names else None,
+            "folder": str(reference.folder),
+            "reason": reference.reason,
+        }
+    return report
 
 
-def check_models(config: EvaluateConfig, template: Template) -> None:
-    """See that every model is there and renders as the store does; every problem at once.
+def _measure(
+    held: HeldOut,
+    layouts: Mapping[Path, Layout],
+    config: EvaluateConfig,
+    limits: Mapping[str, Any],
+) -> dict[Path, np.ndarray]:
+    """Folder -> (R,) log-probabilities of the store's responses, in nats; NaN where not measured.
 
     Raises:
-        ModelError, TemplateError: name the model, its folder and the remedy.
+        ModelError: a log-probability is not finite.
     """
-    problems: list[ModelError | TemplateError] = []
-    for name, given in config.models.items():
-        folder = resolve(config.storage, given)
-        try:
-            found = Template.load(check_folder(folder)).fingerprint
-            if found != template.fingerprint:
-                raise TemplateError(
-                    f"{folder}: renders another template ({found}) than the store "
-                    f"({template.fingerprint}); evaluate with the store that it was trained on"
-                )
-        except (ModelError, TemplateError) as error:
-            problems.append(type(error)(f"models.{name}: {error}"))
-    if problems:
-        raise type(problems[0])("\n  ".join(map(str, problems)))
+    parts = held.parts()
+    rows = [
+        {"folder": str(folder), "layout": layout, "part": number}
+        for folder, layout in layouts.items()
+        for number in range(len(parts))
+    ]
+    arguments = {"store": str(held.store.path), **limits}
+    measured = _on_workers(rows, Scorer, arguments, config.num_workers, len(layouts))
+    responses = held.store.columns.response_start[-1]
+    found = {folder: np.full(responses, np.nan) for folder in layouts}
+    for row in measured.take_all():
+        values = np.asarray(row["logprobs"], dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{row['folder']}: the log-probability of a held-out response is not finite; the "
+                "weights are damaged, or training diverged"
+            )
+        found[Path(row["folder"])][held.places(parts[row["part"]])] = values
+    return found
 
 
 def ask_models(cases: Sequence[Case], config: EvaluateConfig) -> list[dict[str, Any]]:
@@ -131,24 +183,35 @@ def ask_models(cases: Sequence[Case], config: EvaluateConfig) -> list[dict[str, 
     Raises:
         ConfigError: the cluster has fewer processors than `num_workers`.
     """
-    gpus = gpus_per_worker(config.num_workers)
     rows = [
         {"model": name, "case": number, "text": case.to_json()}
         for name in config.models
         for number, case in enumerate(cases)
     ]
-    answered = ray.data.from_items(
-        rows, override_num_blocks=min(len(rows), len(config.models) * config.num_workers)
-    ).map_batches(
-        Answerer,
-        fn_constructor_args=(config.model_dump(mode="json"),),
-        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
-        batch_size=None,
-        num_cpus=1,
-        num_gpus=gpus,
-    )
+    arguments = {"settings": config.model_dump(mode="json")}
+    answered = _on_workers(rows, Answerer, arguments, config.num_workers, len(config.models))
     order = {name: number for number, name in enumerate(config.models)}
     return sorted(answered.take_all(), key=lambda row: (order[row["model"]], row["case"]))
+
+
+def _on_workers(
+    rows: list[dict[str, Any]],
+    worker: type,
+    arguments: Mapping[str, Any],
+    num_workers: int,
+    num_models: int,
+) -> ray.data.Dataset:
+    """The rows through a pool of workers. A block holds rows of few models: each is loaded anew."""
+    return ray.data.from_items(
+        rows, override_num_blocks=min(len(rows), num_models * num_workers)
+    ).map_batches(
+        worker,
+        fn_constructor_kwargs=dict(arguments),
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+        batch_size=None,
+        num_cpus=1,
+        num_gpus=gpus_per_worker(num_workers),
+    )
 
 
 def gpus_per_worker(num_workers: int) -> int:
@@ -167,64 +230,6 @@ def gpus_per_worker(num_workers: int) -> int:
             f"{cluster.get(kind, 0):g}; lower num_workers or add nodes"
         )
     return int(kind == "GPU")
-
-
-class Answerer:
-    """A worker of Ray Data that holds one model at a time."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._config = EvaluateConfig.model_validate(settings)
-        self._name = ""
-        self._engine: EmbeddedEngine | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        names = [str(name) for name in batch["model"]]
-        cases = [Case.from_json(str(text)) for text in batch["text"]]
-        answers: list[tuple[str, str, int]] = [("", "", 0)] * len(cases)
-        for name in dict.fromkeys(names):
-            own = [row for row, other in enumerate(names) if other == name]
-            for row, answer in zip(
-                own, self._answer(name, [cases[row] for row in own]), strict=True
-            ):
-                answers[row] = answer
-        texts, reasons, lengths = (list(column) for column in zip(*answers, strict=True))
-        return {
-            "model": names,
-            "case": batch["case"],
-            "answer": texts,
-            "finish_reason": reasons,
-            "prompt_tokens": lengths,
-        }
-
-    def _answer(self, name: str, cases: Sequence[Case]) -> Iterable[tuple[str, str, int]]:
-        """(answer, finish reason, prompt tokens) of each case; equal prompts are asked once."""
-        engine = self._load(name)
-        prompts = [
-            tuple(
-                engine.template.prompt_ids(
-                    prompt_segments(
-                        system_info=case.system_info,
-                        user_info=case.user_info,
-                        turns=(Turn("user", case.query),),
-                    )
-                )
-            )
-            for case in cases
-        ]
-        distinct = list(dict.fromkeys(prompts))
-        sampling = Sampling(max_tokens=self._config.generation.max_tokens)
-        answers = dict(zip(distinct, engine.generate(distinct, sampling), strict=True))
-        for prompt in prompts:
-            tokens, finish_reason = answers[prompt]
-            yield engine.template.decode(tokens), finish_reason, len(prompt)
-
-    def _load(self, name: str) -> EmbeddedEngine:
-        if self._engine is None or name != self._name:
-            self._engine = None  # Two models at once might not fit.
-            folder = resolve(self._config.storage, self._config.models[name])
-            self._engine = EmbeddedEngine(folder, batch_size=self._config.generation.batch_size)
-            self._name = name
-        return self._engine
 
 
 def _scored(cases: Sequence[Case], rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

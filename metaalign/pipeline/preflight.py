@@ -70,18 +70,21 @@ def _listed(written: dict[Path, str]) -> str:
 
 
 def _cases(config: PipelineConfig) -> Iterator[str]:
+    """What prepare will leave for the stages that ask of the store more than examples."""
     if config.prepare is None or config.prepare.recipes is not None:
         return
     store = resolve(config.storage, config.prepare.output)
-    asked = {"serve": store} if config.serve else {}
-    if config.evaluate:
-        asked["evaluate"] = resolve(config.storage, config.evaluate.store)
-    for name, read in sorted(asked.items()):
-        if read == store:
-            yield (
-                f"{name}: it asks held-out cases, and prepare writes none without `recipes`; leave "
-                f"{name} out of the pipeline"
-            )
+    evaluates = config.evaluate and resolve(config.storage, config.evaluate.store) == store
+    if evaluates and not config.prepare.held_out_ratio:
+        yield (
+            "evaluate: prepare holds nothing out to evaluate on; set prepare.held_out_ratio above "
+            "0 (a row that carries a split of its own keeps it), or leave evaluate out"
+        )
+    if config.serve:
+        yield (
+            "serve: it asks held-out cases, and prepare writes none without `recipes`; leave serve "
+            "out of the pipeline"
+        )
 
 
 def _sources(config: PrepareConfig) -> None:

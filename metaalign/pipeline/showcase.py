@@ -13,7 +13,7 @@ from rich.text import Text
 from metaalign.config import ServeConfig
 from metaalign.data.recipes.cases import Case, score
 from metaalign.errors import DataError
-from metaalign.evaluate.suites import read_cases
+from metaalign.evaluate.inputs import read_cases
 from metaalign.serve.app import run_serve, stop_serve
 from metaalign.upstream import ask
 

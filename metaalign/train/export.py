@@ -4,6 +4,7 @@
       config.json, model.safetensors, generation_config.json
       tokenizer.json, tokenizer_config.json
       template.json     the template's fingerprint and golden renderings
+      recipe.json       the run's job and settings, and the model that it started from
       README.md         the model card, with the run's numbers
 
 Knows no Ray.
@@ -32,7 +33,9 @@ from metaalign.train.model.adapters import add_adapters, merge_adapters
 from metaalign.train.model.loading import check_weights, load_config_of
 
 RECIPE_FILE = "recipe.json"
-"""What export needs of a run beside its checkpoints: written before the first step."""
+"""In a run's folder, what export needs beside the checkpoints: written before the first step. In an
+exported folder the same, and `initial_weights`, the fingerprint of the model that the run started
+from."""
 
 MODEL_FOLDER = "model"
 """In a run's folder: config and tokenizer of what is trained."""
@@ -78,6 +81,7 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
         _merged(checkpoint, recipe).save_pretrained(partial)
     _generation_config(template, partial)
     template.save(partial)
+    _keep_recipe(recipe, checkpoint, partial)
     numbers = _numbers(source, checkpoint)
     (partial / CARD_FILE).write_text(_card(target.name, recipe, numbers), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
@@ -153,6 +157,12 @@ def _merged(checkpoint: Folder, recipe: dict[str, Any]) -> Any:
     )
     weights = iterate_weights(checkpoint)
     return merge_adapters(tuner, ((name.removeprefix("model."), value) for name, value in weights))
+
+
+def _keep_recipe(recipe: dict[str, Any], checkpoint: Folder, folder: Path) -> None:
+    """Tell in the exported folder what the model was trained from: its reference."""
+    weights = read_manifest(checkpoint)["identity"]["model"]
+    write_json(folder / RECIPE_FILE, {**recipe, "initial_weights": weights})
 
 
 def _generation_config(template: Template, folder: Path) -> None:

@@ -33,25 +33,43 @@ def pair_order(gaps: Gaps, *, seed: int = 0) -> dict[str, float]:
         accuracy, and the bounds of its 95% bootstrap interval over examples, low and high; count
         of examples. An example's pairs together count once.
     """
+    right = (np.sign(gaps.reward) + 1) / 2 * gaps.share
+    by_example = np.bincount(gaps.example, weights=right)
+    low, high = bootstrap_interval(by_example, seed=seed)
+    accuracy = float(by_example.mean())
+    return {"accuracy": accuracy, "low": low, "high": high, "count": len(by_example)}
+
+
+def bootstrap_interval(
+    values: np.ndarray, weights: np.ndarray | None = None, *, seed: int = 0
+) -> tuple[float, float]:
+    """Bounds of the 95% percentile bootstrap interval, over examples, of a mean.
+
+    Args:
+        values: (N,) one an example.
+        weights: (N,) positive; the interval is then that of sum(values) / sum(weights).
+    """
     # Imported here: it takes half a second, which no worker but the first needs.
     from scipy.stats import bootstrap
 
-    right = (np.sign(gaps.reward) + 1) / 2 * gaps.share
-    by_example = np.bincount(gaps.example, weights=right)
-    accuracy = float(by_example.mean())
-    low = high = accuracy
-    if by_example.min() < by_example.max():
-        rng = np.random.default_rng(seed)
-        interval = bootstrap(
-            (by_example,),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=rng,
-            batch=100,  # all resamples at once would take 160 kB an example
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return {"accuracy": accuracy, "low": low, "high": high, "count": len(by_example)}
+    data = (values,) if weights is None else (values, weights)
+    ratios = values / (1.0 if weights is None else weights)
+    if ratios.min() == ratios.max():
+        return float(ratios[0]), float(ratios[0])
+    interval = bootstrap(
+        data,
+        np.mean if weights is None else _ratio_of_sums,
+        paired=weights is not None,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=100,  # all resamples at once would take 160 kB an example
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _ratio_of_sums(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    return values.sum(axis) / weights.sum(axis)
 
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:

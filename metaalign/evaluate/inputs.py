@@ -1,0 +1,104 @@
+"""What the evaluate job reads, checked before any model is loaded. Knows no Ray.
+
+All that is wrong with the models is told at once.
+"""
+
+from pathlib import Path
+
+from metaalign.config import EvaluateConfig, resolve
+from metaalign.data.recipes.cases import Case
+from metaalign.errors import DataError, ModelError, TemplateError
+from metaalign.evaluate.reference import ChosenReference
+from metaalign.examples import HELD_OUT
+from metaalign.generate.embedded import check_folder
+from metaalign.store.token_store import CASES_FILE, TokenStore
+from metaalign.template import Template
+
+
+def holds_cases(store: Path) -> bool:
+    """Whether a store holds any case."""
+    file = store / CASES_FILE
+    return file.is_file() and file.stat().st_size > 0
+
+
+def read_cases(store: Path) -> list[Case]:
+    """The held-out cases of a store.
+
+    Raises:
+        DataError: names the file, and the remedy.
+    """
+    file = store / CASES_FILE
+    if not store.is_dir():
+        raise DataError(f"{store}: there is no such token store; run the prepare job first")
+    if not file.is_file():
+        raise DataError(
+            f"{file} is missing: the store holds no cases; prepare it with `recipes`, whose "
+            "preferences a rule can check"
+        )
+    lines = file.read_text(encoding="utf-8").split("\n")
+    cases = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            cases += [Case.from_json(line)] if line else []
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{file}: line {number} is no case ({error!r}): {line[:200]!r}; prepare again"
+            ) from error
+    if not cases:
+        raise DataError(f"{file} is empty; prepare the store again with recipes.cases above 0")
+    return cases
+
+
+def check_models(
+    config: EvaluateConfig, template: Template, reference: ChosenReference | None = None
+) -> None:
+    """See that every model is there and renders as the store does; every problem at once.
+
+    Raises:
+        ModelError, TemplateError: name the model, its folder and the remedy.
+    """
+    folders = {
+        f"models.{name}": resolve(config.storage, given) for name, given in config.models.items()
+    }
+    if reference is not None:
+        folders["reference"] = reference.folder
+    problems: list[ModelError | TemplateError] = []
+    for setting, folder in folders.items():
+        try:
+            found = Template.load(check_folder(folder)).fingerprint
+            if found != template.fingerprint:
+                raise TemplateError(
+                    f"{folder}: renders another template ({found}) than the store "
+                    f"({template.fingerprint}); give a model that was trained on this store, or "
+                    "the store that it was trained on"
+                )
+        except (ModelError, TemplateError) as error:
+            problems.append(type(error)(f"{setting}: {error}"))
+    if problems:
+        lines = [*map(str, problems), _other_models(config)]
+        raise type(problems[0])("\n  ".join(lines))
+
+
+def _other_models(config: EvaluateConfig) -> str:
+    """What `models` could name instead."""
+    found = sorted(path.parent.name for path in Path(config.storage).glob("*/config.json"))
+    example = found[-1] if found else "FOLDER"
+    return (
+        f"the storage {config.storage} holds the model folders {', '.join(found) or 'none'}; name "
+        f"those to compare, such as models='{{after: {example}}}'"
+    )
+
+
+def nothing_to_evaluate(store: TokenStore) -> DataError:
+    """The error of a store without cases, of which no held-out example can be measured."""
+    count = int((store.columns.split == HELD_OUT).sum())
+    if not count:
+        return DataError(
+            f"{store.path}: the store holds neither held-out examples nor cases, so there is "
+            "nothing to evaluate on; prepare it with held_out_ratio above 0"
+        )
+    return DataError(
+        f"{store.path}: the store holds no cases, and none of its {count} held-out examples fits "
+        "the context of every model and has a response to measure; give models with a larger "
+        "context, or hold out more with held_out_ratio"
+    )
