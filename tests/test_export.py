@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from metaalign.config import ExportConfig
 from metaalign.errors import CheckpointError, TemplateError
+from metaalign.folders import weights_fingerprint
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
 from metaalign.train.engines.starting import build_policy
@@ -127,6 +128,9 @@ def test_the_folder_carries_template_end_token_and_numbers(
     assert f"| loss | 0.6931 | {result['held_out']['after']['loss']:.4g} |" in card
     assert f"in the right order: {result['pair_order']['accuracy']:.3f}" in card
     assert '"learning_rate": 0.001' in card
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert (recipe["job"], recipe["initial"]) == ("dpo", task.initial)
+    assert recipe["initial_weights"] == weights_fingerprint(task.initial)
 
 
 def test_a_run_that_cannot_be_exported_is_named(

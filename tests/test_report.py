@@ -8,13 +8,8 @@ import matplotlib.image
 import pytest
 from rich.console import Console
 
-from metaalign.evaluate.report import (
-    families_figure,
-    markdown,
-    metrics_figure,
-    show_report,
-    write_report,
-)
+from metaalign.evaluate.plots import families_figure, held_out_figure, metrics_figure
+from metaalign.evaluate.report import markdown, show_report, write_report
 
 REPORT = {
     "models": {"before": "initial", "after": "model"},
@@ -41,6 +36,22 @@ REPORT = {
     "worst_family": {"family": "brief", "metric": "following", "rate": 0.5, "count": 2},
 }
 
+HELD_OUT = {
+    "sft_loss": {"before": 2.31, "after": 2.125, "count": 68},
+    "pairs_in_order": {"before": None, "after": 0.6912, "count": 60},
+    "reward_margin": {"before": None, "after": -0.25, "count": 60},
+    "intervals": {
+        "sft_loss": {"before": [2.2, 2.4], "after": [2.0, 2.3]},
+        "pairs_in_order": {"before": None, "after": [0.57, 0.79]},
+        "reward_margin": {"before": None, "after": [-0.5, 0.1]},
+    },
+    "reference": {"model": "before", "folder": "/runs/initial", "reason": "dpo started from it"},
+    "examples": {
+        "sft_loss": {"in": 100, "out": 68, "no_best_response": 0, "too_long_response": 32}
+    },
+}
+PAIRS_ALONE = {"models": REPORT["models"], "held_out": HELD_OUT}
+
 
 def test_the_tables_hold_rates_intervals_counts_and_bars() -> None:
     text = markdown(REPORT)
@@ -51,6 +62,29 @@ def test_the_tables_hold_rates_intervals_counts_and_bars() -> None:
     assert "| following: double | 0.000 | 0.500 | 2 |" in text
     assert "| system asks for it, user for the opposite | 0.000 | 1.000 | 3 |" in text
     assert "Worst family of after: brief, following 0.500 over 2." in text
+
+
+def test_held_out_examples_are_told_with_their_reference_and_what_was_left_out() -> None:
+    text = markdown(PAIRS_ALONE)
+    assert (
+        "| sft_loss (nats per token) | 2.310 (2.200 to 2.400) | 2.125 (2.000 to 2.300) | 68 |"
+        in (text)
+    )
+    assert "| pairs_in_order (share) | - (the reference) | 0.691 (0.570 to 0.790) | 60 |" in text
+    assert "| reward_margin (nats) | - (the reference) | -0.250 (-0.500 to 0.100) | 60 |" in text
+    assert "are measured against before (/runs/initial): dpo started from it." in text
+    assert "Measured 68 of 100 held-out examples; not measured: too_long 32." in text
+    assert "family" not in text, "no case was asked"
+
+
+def test_a_report_without_a_reference_says_so_and_one_without_pairs_too() -> None:
+    plain = {**PAIRS_ALONE, "held_out": {**HELD_OUT, "reference": None}}
+    assert "compare plain log-probabilities. To compare rewards, set `reference`" in markdown(plain)
+    loss = {key: HELD_OUT[key] for key in ("sft_loss", "examples")}
+    loss["intervals"] = {"sft_loss": HELD_OUT["intervals"]["sft_loss"]}
+    text = markdown({**PAIRS_ALONE, "held_out": loss})
+    assert "The held-out examples have no pairs" in text
+    assert "reward_margin" not in text
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
@@ -87,6 +121,22 @@ def test_the_files_are_written_whole(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines if line] == answers
     for file in files[2:4]:
         assert matplotlib.image.imread(file).std() > 0.05  # something is drawn
+
+
+def test_a_report_of_held_out_examples_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
+    write_report({**REPORT, "held_out": HELD_OUT}, [{"id": "a"}], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    files = write_report(PAIRS_ALONE, [], tmp_path)
+    assert [file.name for file in files] == ["report.md", "held_out.png", "report.json"]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert matplotlib.image.imread(files[1]).std() > 0.05
+
+
+def test_the_held_out_plot_has_a_panel_a_metric_and_no_bar_for_the_reference() -> None:
+    panels = held_out_figure(PAIRS_ALONE).axes
+    heights = [[float(patch.get_height()) for patch in axes.patches] for axes in panels]
+    assert heights == [[2.31, 2.125], [0.6912], [-0.25]]
+    assert [text.get_text() for text in panels[1].texts] == ["reference", "0.691"]
 
 
 def test_the_plot_draws_each_rate_at_its_height() -> None:

@@ -1,10 +1,13 @@
 """The evaluate job on real models, a real store, a real Ray and a real MLflow store."""
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -14,16 +17,18 @@ from metaalign.config.evaluate import GenerationConfig
 from metaalign.config.prepare import RecipesConfig
 from metaalign.config.sections import TrackingConfig
 from metaalign.data.recipes.cases import Case, write_cases
-from metaalign.errors import ConfigError, DataError, ModelError, TemplateError
+from metaalign.errors import ConfigError, DataError
 from metaalign.evaluate.answering import Answerer
-from metaalign.evaluate.inputs import check_models, read_cases
 from metaalign.evaluate.suites import ask_models, run_evaluate
 from metaalign.examples import Turn
+from metaalign.folders import weights_fingerprint
 from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.store.token_store import CASES_FILE, TokenStore
 from metaalign.template import prompt_segments
 from metaalign.tracking import open_run
-from tests.tiny_model import save_tiny_model
+from metaalign.train.export import RECIPE_FILE
+from tests.conftest import tiny_examples
+from tests.tiny_model import plain_logprob, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,7 @@ def test_the_job_reports_what_the_models_answer(
     assert report["following"]["count"] == sum(case.metric == "following" for case in cases)
     assert report["flip"]["count"] == len({case.pair for case in cases if case.pair})
     assert report["models"] == {"before": "initial", "after": "model"}
+    assert report["held_out"]["reference"] is None, "no model tells what it was trained from"
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     answers = [json.loads(line) for line in lines]
     asked = [(model, case.id) for model in ("before", "after") for case in cases]
@@ -131,35 +137,63 @@ def test_a_worker_answers_mixed_rows_with_the_right_model(
         assert answer == engine.template.decode(wanted.tokens)
 
 
-def test_a_store_without_cases_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"store: there is no such token store; run the prepare"):
-        read_cases(tmp_path / "store")
-    with pytest.raises(DataError, match=r"cases\.jsonl is missing: .* prepare it with `recipes`"):
-        read_cases(tmp_path)
-    file = tmp_path / CASES_FILE
-    file.write_text("")
-    with pytest.raises(DataError, match="is empty"):
-        read_cases(tmp_path)
-    file.write_text('{"id": "x"}\n')
-    with pytest.raises(DataError, match=r"line 1 is no case \(KeyError.* prepare again"):
-        read_cases(tmp_path)
-
-
-def test_every_missing_model_is_named_at_once(config: EvaluateConfig, storage: Path) -> None:
-    template = TokenStore.open(storage / "store").template
-    check_models(config, template)
-    lost = config.model_copy(update={"models": {"sft": "nothing", "after": "nowhere"}})
-    with pytest.raises(ModelError) as caught:
-        check_models(lost, template)
-    assert "models.sft: " in str(caught.value)
-    assert "models.after: " in str(caught.value)
-
-
-def test_a_model_with_another_template_is_refused(
-    config: EvaluateConfig, storage: Path, tmp_path: Path
+@pytest.mark.usefixtures("cluster")
+def test_a_store_of_pairs_alone_is_compared_with_the_start_of_dpo(
+    storage: Path, tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:
-    save_tiny_model(tmp_path / "other")
-    models = {"before": "initial", "after": str(tmp_path / "other")}
-    other = config.model_copy(update={"models": models})
-    with pytest.raises(TemplateError, match=r"models\.after: .* renders another template"):
-        check_models(other, TokenStore.open(storage / "store").template)
+    store = make_store(tmp_path / "store")
+    for name in ("initial", "model"):
+        shutil.copytree(storage / name, tmp_path / name)
+    recipe = {"job": "dpo", "initial": str(tmp_path / "initial")}
+    recipe["initial_weights"] = weights_fingerprint(tmp_path / "initial")
+    (tmp_path / "model" / RECIPE_FILE).write_text(json.dumps(recipe))
+    config = EvaluateConfig(storage=str(tmp_path), models={"after": "model"}, num_workers=2)
+    with open_run(TrackingConfig(), storage=str(tmp_path), name="evaluate") as run:
+        report = run_evaluate(config, run)
+    held_out = report["held_out"]
+    assert held_out["reference"]["folder"] == str(tmp_path / "initial")
+    assert held_out["reference"]["model"] is None, "it is no row of the report"
+    # Every number again from the models' own forward, one sequence after the other.
+    columns, margins, orders, surprise, targets = store.columns, [], [], 0.0, 0
+    for row in np.flatnonzero(columns.split == "held_out").tolist():
+        own = slice(*columns.response_start[row : row + 2])
+        score = np.nan_to_num(columns.order_score[own], nan=-1.0)
+        after, start = (
+            [plain_logprob(tmp_path / name, store, row, number) for number in range(len(score))]
+            for name in ("model", "initial")
+        )
+        surprise -= after[int(score.argmax())]
+        targets += columns.response_length[own][score.argmax()]
+        reward = np.subtract(after, start)
+        pairs = itertools.permutations(range(len(score)), 2)
+        gaps = [reward[i] - reward[j] for i, j in pairs if score[i] > score[j]]
+        margins += [np.mean(gaps)] if gaps else []
+        orders += [np.mean(np.sign(gaps) / 2 + 0.5)] if gaps else []
+    assert held_out["sft_loss"]["after"] == pytest.approx(surprise / targets, abs=1e-3)
+    assert held_out["reward_margin"]["after"] == pytest.approx(np.mean(margins), abs=1e-3)
+    assert held_out["pairs_in_order"]["after"] == pytest.approx(np.mean(orders), abs=1e-4)
+    assert held_out["pairs_in_order"]["count"] == len(orders) == 8
+    files = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert files == {"report.json", "report.md", "held_out.png"}
+    metrics = MlflowClient(run.uri).get_run(run.id).data.metrics
+    assert metrics["eval/after/reward_margin"] == held_out["reward_margin"]["after"]
+    assert metrics["eval/after/sft_loss"] == held_out["sft_loss"]["after"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_store_without_anything_to_evaluate_on_is_named(
+    storage: Path, tmp_path: Path, make_store: Callable[..., TokenStore], config: EvaluateConfig
+) -> None:
+    training = [replace(each, tags={"split": "train"}) for each in tiny_examples()]
+    make_store(tmp_path / "store", training)
+    given = config.model_copy(
+        update={
+            "store": str(tmp_path / "store"),
+            "models": {name: str(storage / path) for name, path in config.models.items()},
+        }
+    )
+    with (
+        open_run(TrackingConfig(), storage=str(tmp_path), name="evaluate") as run,
+        pytest.raises(DataError, match=r"neither held-out examples nor cases.*held_out_ratio"),
+    ):
+        run_evaluate(given, run)

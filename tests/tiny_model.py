@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from metaalign.store.token_store import TokenStore
 from metaalign.store.tokenizer import train_tokenizer
 from metaalign.template import Template
 
@@ -35,3 +37,14 @@ def save_tiny_model(
     LlamaForCausalLM(config).save_pretrained(folder)
     template.save(folder)
     return folder
+
+
+@torch.no_grad()
+def plain_logprob(folder: Path, store: TokenStore, example: int, response: int) -> float:
+    """Of one response in nats, through the model's own forward on its sequence alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt, answer = store.prompt(example), store.response(example, response)
+    tokens = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
+    logprobs = model(tokens[None]).logits[0].log_softmax(-1)
+    predicted = logprobs[len(prompt) - 1 : -1].gather(1, tokens[len(prompt) :, None])
+    return float(predicted.sum())

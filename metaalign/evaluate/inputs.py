@@ -81,11 +81,18 @@ def check_models(
 
 def _other_models(config: EvaluateConfig) -> str:
     """What `models` could name instead."""
-    found = sorted(path.parent.name for path in Path(config.storage).glob("*/config.json"))
-    example = found[-1] if found else "FOLDER"
+    folders = sorted(path.parent for path in Path(config.storage).glob("*/config.json"))
+    linked = {folder.resolve() for folder in folders if folder.is_symlink()}
+    found = [folder.name for folder in folders if folder.is_symlink() or folder not in linked]
+    present = {
+        name: given
+        for name, given in config.models.items()
+        if (resolve(config.storage, given) / "config.json").is_file()
+    } or {"after": "FOLDER"}
+    example = ", ".join(f"{name}: {given}" for name, given in present.items())
     return (
-        f"the storage {config.storage} holds the model folders {', '.join(found) or 'none'}; name "
-        f"those to compare, such as models='{{after: {example}}}'"
+        f"the storage holds the model folders {', '.join(found) or '(none)'}; name those to "
+        f"compare, such as models='{{{example}}}'"
     )
 
 

@@ -134,7 +134,15 @@ def _held_out_panel(
     for place, model in enumerate(models):
         value, interval = held_out[metric][model], held_out["intervals"][metric][model]
         if value is None:
-            axes.text(place, 0.02, "reference", ha="center", fontsize=8, color="#666666")
+            axes.annotate(
+                "reference",
+                (place, 0.0),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color="#666666",
+            )
             continue
         low, high = interval
         axes.bar(place, value, 0.7, color=COLOURS[place % len(COLOURS)])

@@ -19,7 +19,7 @@ class ChosenReference(NamedTuple):
 
     folder: Path
     reason: str
-    """Why it is this one, in words that follow "it is"."""
+    """Why it is this one, as "the start of the dpo run that made 'after'"."""
 
 
 def choose_reference(config: EvaluateConfig) -> ChosenReference | None:
@@ -83,4 +83,4 @@ def _start_of(name: str, recipe: Mapping[str, Any], config: EvaluateConfig) -> C
             f"models.{name}: {recipe['job']} started from {str(folder)!r}, and something replaced "
             f"the weights there since; {remedy}"
         )
-    return ChosenReference(folder, f"the model that {recipe['job']} started from to make {name}")
+    return ChosenReference(folder, f"the start of the {recipe['job']} run that made {name!r}")
