@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from metaalign.errors import ModelError
 from metaalign.evaluate.held_out import select_held_out
+from metaalign.generate.embedded import context_in
 from metaalign.steps.plan import Layout, Packing, Sweep
 from metaalign.steps.selection import Selection
 from metaalign.steps.trees import measure_forest
 from metaalign.store.token_store import TokenStore
 from metaalign.train.loop.training_loop import Reader, measure
-from metaalign.train.model.loading import context_of, load_config_of, load_policy
+from metaalign.train.model.loading import load_config_of, load_policy
 from metaalign.train.model.policy import TensorRows
 from metaalign.train.model.probe import choose_layout
 
@@ -98,11 +99,11 @@ def layout_and_context(folder: Path) -> tuple[Layout, int]:
     """How a model is fed, and the tokens that it can take.
 
     Raises:
-        ModelError: its config cannot be read.
+        ModelError: its config cannot be read, or states no context.
         LayoutError: neither layout feeds it exactly.
     """
     config = load_config_of(folder)
-    return choose_layout(config, "auto", "sdpa"), context_of(config)
+    return choose_layout(config, "auto", "sdpa"), context_in(config, folder)
 
 
 def part_logprobs(engine: PolicyEngine, store: TokenStore, selection: Selection) -> np.ndarray:

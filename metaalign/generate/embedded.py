@@ -18,6 +18,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -76,7 +77,7 @@ class EmbeddedEngine:
         self.batch_size = batch_size
         self._model = _load(folder, self.device)
         self.fingerprint = f"{weights_fingerprint(folder)[:16]}-{self.template.fingerprint[:16]}"
-        self.context = _context(self._model, folder)
+        self.context = context_in(self._model.config, folder)
         vocabulary = self._model.config.get_text_config().vocab_size
         if vocabulary < self.template.vocabulary_size:
             raise ModelError(
@@ -285,8 +286,13 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
-def _context(model: PreTrainedModel, folder: Path) -> int:
-    context = stated_context(model.config)
+def context_in(config: PretrainedConfig, folder: Path) -> int:
+    """Tokens of a sequence at most, as the config of a model's folder states them.
+
+    Raises:
+        ModelError: it states none.
+    """
+    context = stated_context(config)
     if context is None:
         raise ModelError(
             f"{folder}: its config.json does not say how many tokens the model takes; add "

@@ -138,6 +138,7 @@ def _export(name: str, settings: ExportConfig) -> Stage:
 
 def _evaluate(settings: EvaluateConfig) -> Stage:
     folders = [settings.store, *settings.models.values()]
+    folders += [] if settings.reference is None else [settings.reference]
     return Stage(
         "evaluate",
         settings,
@@ -238,7 +239,11 @@ class Records:
 
 def _rooms(stage: Stage) -> tuple[str, ...]:
     """What bends a stage's output: a change elsewhere must not cost a training run."""
-    more = {PrepareConfig: (), EvaluateConfig: ("generate", "evaluate"), ServeConfig: ()}
+    more = {
+        PrepareConfig: (),
+        EvaluateConfig: ("steps", "train", "generate", "evaluate"),
+        ServeConfig: (),
+    }
     return (*ROOMS, *more.get(type(stage.settings), ("steps", "train")))
 
 
