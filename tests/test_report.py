@@ -66,14 +66,12 @@ def test_the_tables_hold_rates_intervals_counts_and_bars() -> None:
 
 def test_held_out_examples_are_told_with_their_reference_and_what_was_left_out() -> None:
     text = markdown(PAIRS_ALONE)
-    assert (
-        "| sft_loss (nats per token) | 2.310 (2.200 to 2.400) | 2.125 (2.000 to 2.300) | 68 |"
-        in (text)
-    )
+    loss = "| sft_loss (nats per token) | 2.310 (2.200 to 2.400) | 2.125 (2.000 to 2.300) | 68 |"
+    assert loss in text
     assert "| pairs_in_order (share) | - (the reference) | 0.691 (0.570 to 0.790) | 60 |" in text
     assert "| reward_margin (nats) | - (the reference) | -0.250 (-0.500 to 0.100) | 60 |" in text
     assert "are measured against before (/runs/initial): dpo started from it." in text
-    assert "Measured 68 of 100 held-out examples; not measured: too_long 32." in text
+    assert "Measured 68 of 100 held-out examples; not measured: too_long_response 32." in text
     assert "family" not in text, "no case was asked"
 
 

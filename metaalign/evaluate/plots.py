@@ -131,33 +131,12 @@ def held_out_figure(report: Mapping[str, Any]) -> Figure:
 def _held_out_panel(
     axes: Axes, held_out: Mapping[str, Any], metric: str, models: Sequence[str]
 ) -> None:
+    intervals = held_out["intervals"][metric]
     for place, model in enumerate(models):
-        value, interval = held_out[metric][model], held_out["intervals"][metric][model]
-        if value is None:
-            axes.annotate(
-                "reference",
-                (place, 0.0),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color="#666666",
-            )
-            continue
-        low, high = interval
-        axes.bar(place, value, 0.7, color=COLOURS[place % len(COLOURS)])
-        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.errorbar(
-            place, value, yerr=error, fmt="none", ecolor="#333333", elinewidth=1, capsize=3
-        )
-        axes.annotate(
-            f"{value:.3f}",
-            (place, max(high, 0.0)),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        if intervals[model] is None:
+            _write_above(axes, place, 0.0, "reference")
+        else:
+            _bar_with_interval(axes, place, held_out[metric][model], intervals[model])
     if metric == "pairs_in_order":
         axes.axhline(CHANCE, color="#b3261e", linestyle="--", linewidth=1.2)
         axes.set_ylim(0, 1.12)
@@ -169,3 +148,16 @@ def _held_out_panel(
     axes.set_xlim(-0.6, len(models) - 0.4)
     axes.set_title(f"{HELD_OUT_TITLES[metric]}\n{held_out[metric]['count']} examples", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _bar_with_interval(axes: Axes, place: int, value: float, interval: Sequence[float]) -> None:
+    low, high = interval
+    axes.bar(place, value, 0.7, color=COLOURS[place % len(COLOURS)])
+    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.errorbar(place, value, yerr=error, fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
+    _write_above(axes, place, max(high, 0.0), f"{value:.3f}")
+
+
+def _write_above(axes: Axes, place: int, height: float, text: str) -> None:
+    offset = {"xytext": (0, 4), "textcoords": "offset points"}
+    axes.annotate(text, (place, height), **offset, ha="center", fontsize=8)
