@@ -203,6 +203,38 @@ def test_a_name_says_one_thing() -> None:
     assert {stem: where for stem, where in rooms.items() if len(where) > 1} == {}
 
 
+def defined_in(path: Path) -> Iterator[str]:
+    """The functions, classes and constants of a module."""
+    for node in parsed(path).body:
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def names_used_in(path: Path) -> Iterator[str]:
+    """What a module reads by its name, or names in a string of one word, as the table of losses."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and str(node.value).isidentifier():
+            yield str(node.value)
+
+
+def test_what_only_tests_use_stands_in_the_tests() -> None:
+    used = {name for path in python_files() for name in names_used_in(path)}
+    unused = [
+        f"{shown(path)}: {name}"
+        for path in python_files()
+        for name in defined_in(path)
+        if name not in used and not name.startswith("__")
+    ]
+    assert unused == []
+
+
 def test_dependencies_stay_in_their_rooms() -> None:
     strays = [
         f"{shown(path)} imports {module}"

@@ -7,13 +7,13 @@ import pytest
 
 from metaalign.examples import Example, Response, Source, Turn
 from metaalign.store.token_store import TokenStore
-from metaalign.train.engines.interface import PlainEngine
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.launch import plan_numbers
 from metaalign.train.launch.plan_numbers import count_plan
 from metaalign.train.loop.training_loop import FILL, TOKENS
 from metaalign.train.task import gather_materials
 from metaalign.train.worker import TrainingRun
+from tests.plain_engine import PlainEngine
 from tests.tiny_task import tiny_task
 
 
