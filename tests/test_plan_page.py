@@ -125,6 +125,23 @@ def test_max_steps_is_told_as_the_reason(page_of: Callable[..., str]) -> None:
     assert "9 optimizer steps, 4 an epoch: length.max_steps, of at least 4 examples" in text
 
 
+@pytest.mark.parametrize(
+    ("every", "told"),
+    [
+        (None, " and after the last training"),
+        (2, ", every 2 steps and after the last training"),
+        (4, " and after the last; held_out.every_steps 4 comes to no more training"),
+    ],
+)
+def test_when_held_out_examples_are_measured_is_told(
+    every: int | None, told: str, page_of: Callable[..., str]
+) -> None:
+    data = examples(PAIR)
+    data += [replace(each, tags={"split": "held_out"}) for each in examples(PAIR, 3)]
+    text = " ".join(page_of(data, held_out={"every_steps": every}).split())
+    assert f"held out 3 examples, measured before the first step{told}" in text
+
+
 def test_of_a_long_conversation_the_first_and_last_segments_are_shown(
     page_of: Callable[..., str],
 ) -> None:

@@ -330,7 +330,9 @@ class TrainingLength(Section):
     """How long to train: epochs, or steps."""
 
     epochs: float | None = Field(default=1.0, gt=0)
-    """Passes over the examples. None where max_steps is given."""
+    """Passes over the examples. None where max_steps is given. If an epoch of several examples
+    comes to a single optimizer step, the job is refused: lower batch.global_batch_size, or give
+    max_steps if that is meant."""
 
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps. Where both are given, the smaller ends the run."""

@@ -97,7 +97,7 @@ def _facts(
         f"{numbers.targets / numbers.tokens:.1%} are targets, which the loss is taken on",
         "fill": f"{numbers.fill:.1%} of the rows' tokens, the rest is padding: in {first}, over "
         f"{_many(workers, 'worker')}",
-        "held out": _held_out(task, materials, numbers.held_out),
+        "held out": _held_out(task, materials, numbers),
         "training": f"{optimizer}, {task.dtype}, layout {task.layout}, ZeRO stage "
         f"{config.zero.stage}, {'adapters' if config.model.lora else 'all weights'} of "
         f"{config.model.path or 'a new model'}",
@@ -139,12 +139,16 @@ def _reason_of_steps(task: Task, numbers: PlanNumbers) -> str:
     )
 
 
-def _held_out(task: Task, materials: Materials, count: int) -> str:
-    if not count:
+def _held_out(task: Task, materials: Materials, numbers: PlanNumbers) -> str:
+    if not numbers.held_out:
         return f"nothing is measured: {why_nothing_is_held_out(task, materials.store)}"
     every = task.config.held_out.every_steps
-    between = f", every {_many(every, 'step')}" if every else ""
-    return f"{_many(count, 'example')}, measured before the first step{between} and after the last"
+    told = f"{_many(numbers.held_out, 'example')}, measured before the first step"
+    if every is None:
+        return f"{told} and after the last"
+    if every >= numbers.steps:
+        return f"{told} and after the last; held_out.every_steps {every:,} comes to no more"
+    return f"{told}, every {_many(every, 'step')} and after the last"
 
 
 def _many(count: int, what: str) -> str:
