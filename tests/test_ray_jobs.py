@@ -81,7 +81,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_wrong_settings_end_a_job_with_every_problem_and_exit_code_2() -> None:
     done = run(
-        "ray_jobs.export", "ray_jobs/configs/export.yaml", "storage=relative", "outptu=x", "run=7"
+        "ray_jobs.export",
+        "ray_jobs/configs/export.yaml",
+        "storage=relative",
+        "outptu=x",
+        "checkpoint=0",
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
