@@ -145,7 +145,7 @@ def read_rows(
 
 def _may_hold_list(text: str) -> bool:
     """Whether a line may hold a list, or a message, as JSON text; a line of CSV doubles quotes."""
-    return '"[' in text or '"{' in text
+    return ("[" in text and '"[' in text) or (text.find("{", 1) > 0 and '"{' in text)
 
 
 def _beside(example: Example, row: Row) -> Example:

@@ -102,11 +102,23 @@ _CLOSED_BY = {
 }
 """What may end an answer -> what a text that only shows such a marker would hold too."""
 _LONGEST_END = 40
+_MOST_BLANKS = 16
+_OPENING = ("<", "[", "#")
+"""What a text that follows a template begins with, after a few blanks at most."""
 
 
 def may_hold_markers(text: str) -> bool:
-    """Whether a look at every marker is worth it; true of JSON that holds such a text, too."""
-    return "|" in text or "INST]" in text or "_of_turn" in text or "### " in text or "uff5c" in text
+    """Whether a look at every marker is worth it; true of JSON that holds such a text, too.
+
+    Single characters are looked for first, since nearly every text lacks them.
+    """
+    return (
+        "|" in text
+        or ("]" in text and "INST]" in text)
+        or ("_" in text and "_of_turn" in text)
+        or ("#" in text and "### " in text)
+        or ("\\" in text and "uff5c" in text)
+    )
 
 
 def marked_by(texts: Iterable[str]) -> list[str]:
@@ -124,7 +136,7 @@ def split_template(text: str) -> Dialogue | None:
     Returns:
         None where it follows none.
     """
-    if not may_hold_markers(text):
+    if text[:_MOST_BLANKS].lstrip()[:1] not in _OPENING:
         return None
     begun = _without_begin(text)
     if begun.startswith("[INST]"):

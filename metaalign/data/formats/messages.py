@@ -9,7 +9,7 @@ Knows no row: where in one these stand, the other modules of this room know.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metaalign.data.formats.exchanges import EXCHANGE_KEYS
@@ -127,13 +127,14 @@ def _part(part: Mapping[str, Any], key: str) -> str:
     return text({f"{key}: content: {name}": named[name]}, f"{key}: content: {name}")
 
 
-def unread_keys(row: Mapping[str, Any], keys: Iterable[str]) -> set[str]:
+def unread_keys(row: Mapping[str, Any], keys: Container[str]) -> set[str]:
     """What nobody reads of the messages under these keys, such as `messages.name`."""
     return {
         f"{key}.{name}"
-        for key in keys
-        for message in (row[key] if isinstance(row.get(key), list) else [row.get(key)])
-        if isinstance(message, dict)
+        for key, value in row.items()
+        if isinstance(value, list | dict) and key in keys
+        for message in (value if isinstance(value, list) else [value])
+        if isinstance(message, dict) and not _READ.issuperset(message)
         for name in _unread(message)
     }
 

@@ -49,8 +49,7 @@ def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
     """
     if all(row.get(name) is None for name in PROMPT_KEYS):
         return None
-    asks = any(is_filled(row.get(name)) for name in _QUESTIONS)
-    key = _prompt_key(row) if asks else one_of(row, PROMPT_KEYS, "a prompt")
+    key = _prompt_key(row)
     system = read_system(row)
     said = _spoken(row, key)
     if said is not None:
@@ -64,12 +63,14 @@ def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
 
 def _prompt_key(row: Mapping[str, Any]) -> str:
     """Where the question stands; a list of messages that say the same is the same prompt."""
-    if sum(is_filled(row.get(name)) for name in _QUESTIONS) > 1:
-        said = {name: _asked(row[name]) for name in _QUESTIONS if is_filled(row.get(name))}
-        lists = [name for name in said if not isinstance(row[name], str)]
+    filled = [name for name in _QUESTIONS if is_filled(row.get(name))]
+    if not filled:
+        return one_of(row, PROMPT_KEYS, "a prompt")
+    if len(filled) > 1:
+        said = {name: _asked(row[name]) for name in filled}
         one_of(said, _QUESTIONS, "a prompt", equal=True)
-        return [*lists, *said][0]
-    return one_of(row, _QUESTIONS, "a prompt")
+        filled.sort(key=lambda name: isinstance(row[name], str))
+    return filled[0]
 
 
 def _asked(value: Any) -> Any:
