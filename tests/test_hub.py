@@ -1,6 +1,8 @@
 """Data sets of the Hugging Face library: folders of files, saved ones, and what is not there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from metaalign.data.work.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
 from tests.example_rows import to_row
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
     {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
     for i in range(5)
@@ -132,3 +135,32 @@ def test_a_fingerprint_is_that_of_the_values() -> None:
 def test_a_name_shows_configuration_split_and_revision() -> None:
     config = DatasetConfig(name="org/talks", config="en", split="test", revision="v2")
     assert name_of(config) == "datasets/org/talks/en/test/v2"
+
+
+def test_one_value_among_thousands_changes_the_fingerprint(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list(ROWS * 500)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    saved = load(DatasetConfig(name=str(tmp_path / "saved")))
+    again = load(DatasetConfig(name=str(tmp_path / "saved")))
+    assert fingerprint(saved) == fingerprint(again)
+    changed = datasets.Dataset.from_list([*ROWS * 499, *ROWS[:4], ROWS[0]])
+    assert fingerprint(changed) != fingerprint(rows)
+
+
+def test_a_process_finds_the_same_fingerprint_and_reads_once(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    first = fingerprint(load(DatasetConfig(name=str(tmp_path / "saved"))))
+    code = (
+        "import sys; from metaalign.config.prepare import DatasetConfig; "
+        "from metaalign.data.sources.hub import fingerprint, load; "
+        "print(fingerprint(load(DatasetConfig(name=sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "saved")]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert other.stdout.strip() == first
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    datasets.Dataset.from_list(ROWS[::-1]).save_to_disk(str(tmp_path / "new"))
+    (new,) = (tmp_path / "new").glob("*.arrow")
+    file.unlink()
+    new.rename(file)  # the library's own fingerprint is still that of the old rows
+    assert fingerprint(load(DatasetConfig(name=str(tmp_path / "saved")))) != first

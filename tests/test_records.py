@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaalign.data.formats import SHAPES, detect_format, read_rows
+from metaalign.data.sources.files import file_fingerprint
 from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.outcome import FileRead
-from metaalign.data.sources.records import check_file, read_records, split_file
+from metaalign.data.sources.records import check_file, read_records
+from metaalign.data.sources.splitting import joined_spans, scan_lines, split_file
 from metaalign.errors import DataError, RowError
 
 ROWS = [{"instruction": 'é, "a"', "output": "b\nc"}, {"instruction": "d", "output": None}]
@@ -147,16 +149,25 @@ def test_a_parquet_column_whose_name_is_not_utf8_is_one_error(tmp_path: Path) ->
 def test_the_ranges_of_a_file_of_lines_hold_each_of_its_rows_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: bytes, end: bytes, size: int
 ) -> None:
-    monkeypatch.setattr("metaalign.data.sources.records._CHUNK_BYTES", 16)
+    monkeypatch.setattr("metaalign.data.sources.splitting.CHUNK_BYTES", 16)
     lines = [b'{"instruction": "%d"}' % i + b" " * (i * 7 % 60) for i in range(30)]
     lines[3], lines[7], lines[8] = b"", b"", b"broken"
     file = write(tmp_path, mark + b"\n".join(lines) + end)
-    spans = split_file(file, size)
+    scanned = scan_lines(file, size)
+    assert scanned is not None
+    fingerprint, spans = scanned
+    assert fingerprint == file_fingerprint(file)
     assert [record for span in spans for record in read_records(file, span)] == [
         *read_records(file)
     ]
     assert (len(spans) == 1) == (size == 10_000)
-    assert all(span is not None and span.stop > span.start for span in spans)
+    assert all(span.stop > span.start for span in spans)
+    for joined_size in (size, 3 * size, 10_000):
+        joined = [*joined_spans(spans, joined_size)]
+        assert [record for span in joined for record in read_records(file, span)] == [
+            *read_records(file)
+        ]
+        assert all(span.stop - span.start >= joined_size for span in joined[:-1])
 
 
 def test_the_ranges_of_a_parquet_file_hold_each_of_its_rows_once(tmp_path: Path) -> None:

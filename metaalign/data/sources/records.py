@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ from metaalign.data.sources.opening import UNREADABLE, is_unpacked, opened, read
 from metaalign.errors import DataError, RowError
 from metaalign.folders import Folder
 
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1_000
 _DEEPEST = 64
 
@@ -103,7 +102,7 @@ class Span:
 def read_records(
     file: Folder, span: Span | None = None, *, field: str | None = None
 ) -> Iterator[Record]:
-    """Every record of a file, or of a range that `split_file` gave.
+    """Every record of a file, or of a range that `split_file` or `scan_lines` gave.
 
     Blank lines are none; a row that does not parse has a problem. Invalid UTF-8 comes through as
     lone surrogates, which `Example.validate` refuses row by row.
@@ -116,53 +115,8 @@ def read_records(
         StorageError: object storage could not be asked.
     """
     with opened(file) as stream:
-        reader = _reader(stream, file, field)
+        reader = reader_of(stream, file, field)
         yield from reader(stream, file) if span is None else reader(stream, file, span)
-
-
-def split_file(file: Folder, size: int, *, field: str | None = None) -> list[Span | None]:
-    """Ranges of about `size` bytes, or [None] where a file can only be read from its beginning.
-
-    Plain local JSON lines are split at lines, which takes one pass over them, and Parquet at row
-    groups. The ranges depend on the file alone.
-
-    Raises:
-        DataError, StorageError: as `read_records`.
-    """
-    with opened(file) as stream:
-        reader = _reader(stream, file, field)
-        if reader is _parquet_records:
-            return [*_row_groups(_parquet(stream, file), size)] or [None]
-        if reader is _line_records and isinstance(file, Path) and not is_unpacked(stream):
-            return [*_line_spans(stream, file, size)]
-    return [None]
-
-
-def _line_spans(stream: Any, file: Folder, size: int) -> Iterator[Span]:
-    start, row = stream.tell(), 0
-    while True:
-        stop, lines = start, 0
-        while stop < start + size:
-            chunk = read_bytes(stream, file, min(_CHUNK_BYTES, start + size - stop))
-            if not chunk:
-                break
-            stop, lines = stop + len(chunk), lines + chunk.count(b"\n")
-        rest = stream.readline()
-        stop, lines = stop + len(rest), lines + rest.endswith(b"\n")
-        if stop == start:
-            return
-        yield Span(start, stop, row)
-        start, row = stop, row + lines
-
-
-def _row_groups(file: pq.ParquetFile, size: int) -> Iterator[Span]:
-    start, row, held, rows = 0, 0, 0, 0
-    for group in range(file.num_row_groups):
-        told = file.metadata.row_group(group)
-        held, rows = held + told.total_byte_size, rows + told.num_rows
-        if held >= size or group == file.num_row_groups - 1:
-            yield Span(start, group + 1, row)
-            start, row, held, rows = group + 1, row + rows, 0, 0
 
 
 def check_file(file: Folder, *, field: str | None = None) -> None:
@@ -172,17 +126,17 @@ def check_file(file: Folder, *, field: str | None = None) -> None:
         DataError, StorageError: as `read_records`.
     """
     with opened(file) as stream:
-        reader = _reader(stream, file, field)
-        if reader not in (_line_records, _csv_records, _parquet_records):
+        reader = reader_of(stream, file, field)
+        if reader not in (line_records, _csv_records, parquet_records):
             for _ in reader(stream, file):
                 pass
-        elif reader is _parquet_records:
-            _parquet(stream, file)
-        while is_unpacked(stream) and read_bytes(stream, file, _CHUNK_BYTES):
+        elif reader is parquet_records:
+            parquet_file(stream, file)
+        while is_unpacked(stream) and read_bytes(stream, file, CHUNK_BYTES):
             pass
 
 
-def _reader(stream: Any, file: Folder, field: str | None) -> Callable[..., Iterator[Record]]:
+def reader_of(stream: Any, file: Folder, field: str | None) -> Callable[..., Iterator[Record]]:
     """The reader of the file's kind; the stream is at its beginning again, after any mark.
 
     Raises:
@@ -230,7 +184,7 @@ def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
         yield line.decode("utf-8", "surrogateescape")
 
 
-def _line_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+def line_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
     first, size = 0, math.inf
     if span is not None:
         stream.seek(span.start)
@@ -289,9 +243,9 @@ def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
         yield Record(row.line, row.cells, row.problem, row.text)
 
 
-def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
+def parquet_file(stream: Any, file: Folder) -> pq.ParquetFile:
     try:
-        found = pq.ParquetFile(stream, buffer_size=_CHUNK_BYTES, pre_buffer=False)
+        found = pq.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
         columns = found.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
         refuse_file(file, error)
@@ -301,10 +255,10 @@ def _parquet(stream: Any, file: Folder) -> pq.ParquetFile:
     return found
 
 
-def _parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+def parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
     row = 0 if span is None else span.row
     groups = None if span is None else [*range(span.start, span.stop)]
-    batches = _parquet(stream, file).iter_batches(_ROWS_AT_ONCE, groups, use_threads=False)
+    batches = parquet_file(stream, file).iter_batches(_ROWS_AT_ONCE, groups, use_threads=False)
     while True:
         try:
             batch = next(batches, None)
@@ -326,9 +280,9 @@ def table_records(first: int, batch: pa.RecordBatch) -> Iterator[Record]:
 
 
 _READERS: dict[Kind, Callable[..., Iterator[Record]]] = {
-    "lines": _line_records,
+    "lines": line_records,
     "array": _array_records,
     "csv": _csv_records,
-    "parquet": _parquet_records,
+    "parquet": parquet_records,
     "object": _refuse_object,
 }

@@ -19,7 +19,8 @@ from metaalign.data.sources.column_mapping import check_columns, mapped_records
 from metaalign.data.sources.files import file_fingerprint, find_files
 from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.outcome import FileRead
-from metaalign.data.sources.records import Span, check_file, read_records, split_file
+from metaalign.data.sources.records import Span, check_file, read_records
+from metaalign.data.sources.splitting import joined_spans, scan_lines, split_file
 from metaalign.data.work.ledger import FOLDER
 from metaalign.errors import ConfigError, DataError, StorageError
 from metaalign.examples import PREFERENCE
@@ -48,7 +49,9 @@ class Part:
         place: The file. That of a data set is written when the store is built.
         fingerprint: Of the content of the whole file.
         state: Size and time of the file when it was looked at.
-        span: Of the file, as `split_file` gave it; of the recipes, examples `start` to `stop` - 1.
+        lines: Ranges of a file of JSON lines, as `scan_lines` gave them.
+        span: Of the file, as `split_file` gave it or joined from `lines`; of the recipes, examples
+            `start` to `stop` - 1.
             None for all of it.
     """
 
@@ -62,6 +65,7 @@ class Part:
     fingerprint: str = ""
     state: tuple[int | None, int | None] = (None, None)
     recipes: RecipesConfig | None = None
+    lines: tuple[Span, ...] = ()
     span: Span | None = None
 
 
@@ -148,10 +152,19 @@ def _file_part(number: int, file: Folder, source: SourceConfig, options: SourceO
         format = detect_format(records, name)
     if format == "personas":
         persona_info(name, options)
-    told, state = file_fingerprint(file), _state(file)
-    source_path = str(source.path)
+    state = _state(file)
+    size = max(_PART_BYTES, (state[0] or 0) // _MOST_PARTS)
+    told, lines = scan_lines(file, size, field=field) or (file_fingerprint(file), [])
     return Part(
-        number, source_path, format, options, name, place=file, fingerprint=told, state=state
+        number,
+        str(source.path),
+        format,
+        options,
+        name,
+        place=file,
+        fingerprint=told,
+        state=state,
+        lines=tuple(lines),
     )
 
 
@@ -191,9 +204,8 @@ def _written(number: int, part: Part, folder: Path) -> Part:
 def _ranges(part: Part, size: int) -> list[Part]:
     if part.place is None or SHAPES[part.format].read is None:
         return [part]
-    return [
-        replace(part, span=span) for span in split_file(part.place, size, field=part.options.field)
-    ]
+    spans = split_file(part.place, size, field=part.options.field) if not part.lines else None
+    return [replace(part, span=span, lines=()) for span in spans or joined_spans(part.lines, size)]
 
 
 def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
