@@ -15,15 +15,20 @@ from transformers import AutoTokenizer
 
 from metaalign.config import ExportConfig, PrepareConfig
 from metaalign.data.sources.outcome import FileRead
+from metaalign.data.work.limits import check_ledger
 from metaalign.data.work.parts import plan_parts, read_part, split_parts
+from metaalign.data.work.passes import write_part
 from metaalign.errors import DataError, TemplateError
 from metaalign.serve.api import to_segments
 from metaalign.serve.bodies import ChatRequest
+from metaalign.store.encoder import SegmentEncoder
 from metaalign.store.token_store import TokenStore
 from metaalign.store.tokenizer import load_tokenizer, train_tokenizer
+from metaalign.store.writer import StoreWriter
 from metaalign.template import Segment, Template, read_tokenizer
 from metaalign.train.export import MODEL_FOLDER, run_export
 from tests.test_export import trained
+from tests.test_round_trip import letters_only
 from tests.tiny_task import tiny_task
 
 TEXTS = ("Answer in capitals.", "What is the capital of Peru?", "It is Lima. ¡Sí!")
@@ -80,6 +85,35 @@ def rows_of(path: Path, **source: Any) -> FileRead:
     (part,) = split_parts(plan_parts(config), path.parent)
     (read,) = read_part(part)
     return read
+
+
+def test_case_12_characters_lost_by_the_tokenizer_are_refused_or_told(
+    field_cases: Path, tmp_path: Path
+) -> None:
+    file = field_cases / "12_characters_lost_by_the_tokenizer" / "emoji.jsonl"
+    encoder = SegmentEncoder(letters_only())
+    for allowed in (0.01, 0.9):
+        config = PrepareConfig.model_validate(
+            {
+                "storage": str(tmp_path),
+                "sources": [{"path": str(file)}],
+                "held_out_ratio": 0,
+                "tokenizer": {"path": "nounk"},
+                "max_lost_text_ratio": allowed,
+            }
+        )
+        parts = split_parts(plan_parts(config), tmp_path)
+        with StoreWriter(tmp_path / "store") as writer:
+            write_part(parts[0], 0, writer.folder, encoder)
+            if allowed == 0.01:
+                with pytest.raises(
+                    DataError, match="tokenizer nounk does not give back 3 of 6 texts"
+                ):
+                    check_ledger(config, parts, writer)
+            else:
+                (entry,) = check_ledger(config, parts, writer)
+                assert {"text": "🙂🙂", "back": ""} in entry["lost"]
+                assert entry["checked_texts"] == 6
 
 
 def test_case_13_decimals_and_maps_are_scores(field_cases: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_part_leaves_counts_quarantine_and_a_sample(tmp_path: Path) -> None:
             "source": str(file), "formats": ["alpaca"], "files": 1, "rows": 4, "used": 3,
             "quarantined": 1, "examples": 3, "unanswered": 0, "elsewhere": 0, "duplicates": 0,
             "unfit": 0, "untaught": 0, "written": 3, "train": 3, "held_out": 0, "plain": 0,
+            "checked_texts": 0, "lost_texts": 0, "lost": [],
             "reasons": {"a response is empty": 1}, "ignored": {}, "notices": {}, "unfits": {},
                 "untaughts": {},
         }

@@ -280,6 +280,10 @@ class PrepareConfig(Section):
     """Share of bad source rows, or of examples that a teacher gave no answer for, above which the
     job fails."""
 
+    max_lost_text_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Share of the checked texts of a source that the tokenizer may fail to give back, above which
+    the job fails. Of each file the first 100 rows are checked, and every 50th of the others."""
+
     seed: int = Field(default=0, ge=0)
     """Seed of recipes and splits."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from metaalign.examples import TRAIN, Example
+from metaalign.store.round_trip import RoundTrip
 from metaalign.template import TIERS, Segment, Template, prompt_segments
 
 _CACHED_CHARACTERS = 1_000_000
@@ -77,6 +78,11 @@ NO_META_PROMPT = stable_hash("", "")
 """What the index holds as `meta_prompt` of an example with neither System Info nor User Info."""
 
 
+_CHECKED_ROWS, _CHECKED_EVERY = 100, 50
+"""Whether texts come back is checked of a file's first rows, and of every so many of the others: by
+the row alone, so that it does not matter how a file is cut into parts."""
+
+
 class SegmentEncoder:
     """Encodes examples with one template and remembers the segments it has seen."""
 
@@ -91,13 +97,23 @@ class SegmentEncoder:
         ]
         self._closings = {tier: _packed(template.closing(tier)) for tier in TIERS}
 
-    def encode(self, examples: Sequence[Example]) -> Encoded:
-        """Token ids and index rows of valid examples, in their order."""
+    def encode(self, examples: Sequence[Example], round_trip: RoundTrip | None = None) -> Encoded:
+        """Token ids and index rows of valid examples, in their order.
+
+        Args:
+            round_trip: Checks whether their texts come back.
+        """
         prompts = [_segments(example) for example in examples]
-        self._remember(
+        texts = [
             *(segment.text for prompt in prompts for segment in prompt),
             *(response.text for example in examples for response in example.responses),
-        )
+        ]
+        self._remember(*texts)
+        if round_trip is not None:
+            for example, prompt in zip(examples, prompts, strict=True):
+                if example.source.row < _CHECKED_ROWS or example.source.row % _CHECKED_EVERY == 0:
+                    round_trip.take((segment.text for segment in prompt), self._ids)
+                    round_trip.take((each.text for each in example.responses), self._ids)
         runs: list[bytes] = []
         rows = [
             self._row(example, prompt, runs)

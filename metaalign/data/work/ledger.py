@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from metaalign.data.sources.outcome import BadRow, FileRead
 from metaalign.examples import HELD_OUT, TRAIN, Example
 from metaalign.folders import whole_file
+from metaalign.store.round_trip import RoundTrip
 from metaalign.store.tokenizer import sample_texts
 
 FOLDER, QUARANTINE = "parts", "quarantine"
@@ -28,19 +29,26 @@ ELSEWHERE = "elsewhere"
 LEFT_OUT = (UNANSWERED, ELSEWHERE, DUPLICATES, UNFIT, UNTAUGHT)
 
 PLAIN = "plain"
+CHECKED_TEXTS, LOST_TEXTS = "checked_texts", "lost_texts"
+LOST = "lost"
+"""The first texts that the tokenizer does not give back, and what came back."""
 
-COUNTS = ("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN)
+COUNTS = (
+    *("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN),
+    *(CHECKED_TEXTS, LOST_TEXTS),
+)
 """Source rows, those that became examples and those that did not; examples, those left out since
 they have no response, since they are of another share, since they all but repeat a held-out one,
 since their recipe cannot use them, and since a teacher gave no answer; what was written of the
 others, which a recipe multiplies, and of it those of each split, and those that got no negative
-although one was asked for."""
+although one was asked for; texts that were decoded again, and those that the tokenizer does not
+give back."""
 
 TALLIES = ("reasons", "ignored", "notices", "unfits", "untaughts")
 """Why rows were quarantined, keys that their format does not read, what else is told of rows that
 were used, why recipes cannot use examples, and why teachers gave no answer."""
 
-_TALLIED, _REMEMBERED = 20, 1_000
+_LOST_SHOWN, _TALLIED, _REMEMBERED = 3, 20, 1_000
 """How many of the most common are told, and how many a part remembers."""
 
 
@@ -56,6 +64,7 @@ class PartLedger:
         self._counts: Counter[str] = Counter()
         self._tallies = {name: Counter[str]() for name in TALLIES}
         self._texts: list[str] = []
+        self._lost: list[dict[str, str]] = []
 
     def add_rows(self, read: FileRead, *, answers: bool = False) -> list[Example]:
         """Take the next rows; returns their examples that have a response, or will get one.
@@ -105,11 +114,16 @@ class PartLedger:
         if self.sampled:
             self._texts = sample_texts([*self._texts, *_texts(examples)])
 
+    def add_texts(self, round_trip: RoundTrip) -> None:
+        """Take what was found of the texts that are written."""
+        self._counts.update({CHECKED_TEXTS: round_trip.checked, LOST_TEXTS: round_trip.lost})
+        self._lost += round_trip.examples
+
     def write(self, folder: Path, number: int) -> None:
         """Write the counts of a part that was read to its end."""
         told = {**{name: self._counts[name] for name in COUNTS}, **self._tallies}
         with _whole(folder / FOLDER / f"{number:06d}.json") as stream:
-            json.dump({**told, "texts": self._texts}, stream)
+            json.dump({**told, LOST: self._lost, "texts": self._texts}, stream)
 
 
 def _tally(tally: Counter[str], more: Mapping[str, int]) -> None:
@@ -188,6 +202,7 @@ def add_counts(entry: dict[str, Any], counts: Mapping[str, Any]) -> None:
         entry[name] = entry.get(name, 0) + counts[name]
     for name in TALLIES:
         _tally(entry.setdefault(name, Counter()), counts[name])
+    entry[LOST] = [*entry.get(LOST, ()), *counts[LOST]][:_LOST_SHOWN]
 
 
 def close_entry(entry: dict[str, Any], *, multiplied: bool) -> None:

@@ -1,12 +1,20 @@
-"""What keeps a prepare job from finishing: too many bad rows, an empty split."""
+"""What keeps a prepare job from finishing: too many bad rows, text that is lost, an empty split."""
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from metaalign.config import PrepareConfig
-from metaalign.data.work.ledger import QUARANTINE, UNANSWERED, UNTAUGHT, read_quarantine
+from metaalign.data.work.ledger import (
+    CHECKED_TEXTS,
+    LOST,
+    LOST_TEXTS,
+    QUARANTINE,
+    UNANSWERED,
+    UNTAUGHT,
+    read_quarantine,
+)
 from metaalign.data.work.parts import RECIPES, Part
 from metaalign.data.work.passes import read_ledger
 from metaalign.errors import DataError
@@ -19,7 +27,7 @@ _BAD_ROWS_SHOWN = 3
 def check_ledger(
     config: PrepareConfig, parts: Sequence[Part], writer: StoreWriter
 ) -> list[dict[str, Any]]:
-    """The ledger, where no source has too many bad rows and no split is empty.
+    """The ledger, where no source has too many bad rows or lost texts, and no split is empty.
 
     Raises:
         DataError: it has, or one is.
@@ -36,6 +44,7 @@ def check_ledger(
         if entry[UNTAUGHT] > allowed * entry["examples"]:
             wrong = f"teachers gave no answer for {entry[UNTAUGHT]} of {entry['examples']} examples"
             _refuse(number, parts, writer, f"{entry['source']}: {wrong}, {more}", _ASK_AGAIN)
+        _check_texts(config, entry)
     unanswered = sum(entry[UNANSWERED] for entry in ledger)
     if unanswered and unanswered == sum(entry["examples"] for entry in ledger):
         raise DataError(
@@ -55,6 +64,21 @@ def check_ledger(
             "set held_out_ratio=0 to hold nothing out"
         )
     return ledger
+
+
+def _check_texts(config: PrepareConfig, entry: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer that loses too much of a source's text."""
+    checked, lost, allowed = entry[CHECKED_TEXTS], entry[LOST_TEXTS], config.max_lost_text_ratio
+    if lost <= allowed * checked:
+        return
+    first = entry[LOST][0]
+    raise DataError(
+        f"{entry['source']}: the tokenizer {config.tokenizer.path or 'that was trained'} does not "
+        f"give back {lost:,} of {checked:,} texts that were checked, more than max_lost_text_ratio "
+        f"{allowed} allows. {first['text']!r} comes back as {first['back']!r}. What it loses can "
+        "be neither learned nor answered: give a tokenizer.path that knows these characters, leave "
+        "it out to train one that knows all, or raise max_lost_text_ratio"
+    )
 
 
 def max_bad_ratio(config: PrepareConfig, number: int | None) -> float:

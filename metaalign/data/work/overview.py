@@ -5,7 +5,15 @@ from typing import Any
 
 from rich.table import Table
 
-from metaalign.data.work.ledger import DUPLICATES, ELSEWHERE, PLAIN, UNANSWERED
+from metaalign.data.work.ledger import (
+    CHECKED_TEXTS,
+    DUPLICATES,
+    ELSEWHERE,
+    LOST,
+    LOST_TEXTS,
+    PLAIN,
+    UNANSWERED,
+)
 from metaalign.examples import HELD_OUT, TRAIN
 from metaalign.store.token_store import TokenStore
 from metaalign.template import TIERS
@@ -48,6 +56,13 @@ def _left_out(entry: dict[str, Any]) -> Iterator[str]:
     for tally in ("unfits", "untaughts"):
         for reason, count in list(entry[tally].items())[:_REASONS_SHOWN]:
             yield f"{name}: {count:,} examples are left out: {reason}"
+    if entry[LOST_TEXTS]:
+        checked, lost = entry[CHECKED_TEXTS], entry[LOST_TEXTS]
+        first = entry[LOST][0]
+        yield (
+            f"{name}: the tokenizer does not give back {lost:,} of {checked:,} texts that were "
+            f"checked ({lost / checked:.2%}), such as {first['text']!r}: {first['back']!r}"
+        )
     if entry[PLAIN]:
         yield f"{name}: {entry[PLAIN]:,} examples stay as they were, without a negative"
     for notice, count in list(entry["notices"].items())[:_REASONS_SHOWN]:

@@ -27,6 +27,7 @@ from metaalign.data.work.parts import Part, read_part
 from metaalign.errors import RowError
 from metaalign.examples import Example
 from metaalign.store.encoder import SegmentEncoder
+from metaalign.store.round_trip import RoundTrip
 from metaalign.store.writer import ShardWriter
 from metaalign.upstream import AnswerError
 
@@ -95,11 +96,13 @@ def write_part(
         ask: Looks up what teachers answered.
     """
     ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
+    round_trip = RoundTrip(encoder.template)
     keeps = near and near.keeps
     with quarantine(folder, number, part.name) as refused:
         for examples in part_examples(part, ledger, refused, keeps=keeps, ask=ask):
-            shards.add(encoder.encode(examples))
+            shards.add(encoder.encode(examples, round_trip))
     shards.close()
+    ledger.add_texts(round_trip)
     ledger.write(folder, number)
 
 
