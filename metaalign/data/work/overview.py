@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from metaalign.data.work.ledger import (
     CHECKED_TEXTS,
@@ -31,13 +32,13 @@ def overview(store: TokenStore) -> Table:
     for name in _SHOWN:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for entry in store.manifest["ledger"]:
-        table.add_row(_short(entry["source"]), *(f"{entry[name]:,}" for name in _SHOWN))
+        table.add_row(Text(_short(entry["source"])), *(f"{entry[name]:,}" for name in _SHOWN))
     histogram = store.manifest["token_histogram"]
     tokens = ", ".join(f"{tier} {bins['tokens']:,}" for tier, bins in histogram.items())
     told = [line for entry in store.manifest["ledger"] for line in _left_out(entry)]
     told += _too_long(store.manifest["too_long"])
     told += [_spent(name, spent) for name, spent in store.manifest["teachers"].items()]
-    table.caption = "\n".join([f"tokens: {tokens}", *told])
+    table.caption = Text("\n".join([f"tokens: {tokens}", *told]))  # users' text is no markup
     table.caption_justify = "left"
     return table
 
