@@ -26,6 +26,10 @@ from collections.abc import Sequence
 class MetaAlignError(Exception):
     """Catch this for anything that metaalign raises on purpose."""
 
+    on_every_worker = False
+    """Whether every worker of a training job raises it, so that none is left to wait for another.
+    `train.engines.agreement` sets it."""
+
 
 class ConfigError(MetaAlignError, ValueError):
     """A setting that is unknown, mistyped, out of bounds, or at odds with another."""

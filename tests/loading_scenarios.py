@@ -1,5 +1,7 @@
-"""Scenarios of `worker_scenarios` that measure what a worker reads, and when."""
+"""Scenarios of `worker_scenarios` on what a worker reads, when, and what it lacks."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from metaalign.train.engines.deepspeed_settings import deepspeed_settings
 from metaalign.train.engines.starting import build_policy, start_engine
 from metaalign.train.engines.zero import join_deepspeed
 from metaalign.train.task import Task
+from metaalign.train.worker import TrainingRun
 
 CPU = torch.device("cpu")
 
@@ -87,3 +90,27 @@ def save_after_another_took_over(tasks: list[Task], folder: Path) -> Any:
         saver.wait()
     except MetaAlignError as error:
         return [type(error).__name__, str(error), saved_steps(folder / "run")]
+
+
+def lacking(tasks: list[Task], folder: Path) -> Any:
+    """What a worker raises in each task, whether all raise it, and after how many seconds.
+
+    One worker's node sees another storage: without a store, a model, the first one's reference, or
+    room for a reference.
+    """
+    lame = [1, 1, 1, 0]
+    found = []
+    for task, rank, storage in zip(tasks, lame, sorted(folder.glob("lame-*")), strict=True):
+        engine_task = task
+        if dist.get_rank() == rank:
+            config = task.config.model_copy(update={"storage": str(storage)})
+            task = replace(task, config=config)
+            engine_task = replace(task, initial=str(storage / Path(task.initial).name))
+        began = time.monotonic()
+        try:
+            engine = start_engine(engine_task, CPU)
+            TrainingRun(task, engine, tracker=None).run()
+        except (MetaAlignError, OSError) as error:
+            everywhere = getattr(error, "on_every_worker", None)
+            found.append([type(error).__name__, str(error), everywhere, time.monotonic() - began])
+    return found

@@ -1,11 +1,13 @@
 """The sft and dpo jobs on a real local Ray: what is refused before a worker starts, and a run."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from metaalign.config import DPOConfig, SFTConfig
 from metaalign.errors import (
@@ -16,7 +18,9 @@ from metaalign.errors import (
     PlanError,
     TrainingError,
 )
+from metaalign.pipeline.job import run_job
 from metaalign.store.token_store import TokenStore
+from metaalign.tracking import Run
 from metaalign.train.launch.driver import prepare_task
 from metaalign.train.launch.on_ray import run_dpo, run_sft
 from tests.local_cluster import kill, meanwhile, newest_step, training_group
@@ -108,6 +112,33 @@ def test_training_falls_resumes_and_refuses_another_seed(storage: Path) -> None:
         prepare_task(DPOConfig.model_validate({**settings, "seed": 1}), "cpu")
 
 
+def test_the_settings_that_are_logged_are_those_that_trained(storage: Path) -> None:
+    def submit(job: Callable[..., object] = run_sft, **changed: Any) -> None:
+        config = SFTConfig.model_validate(settings_of(storage, output="logged", **changed))
+        run_job("sft", job, config)
+
+    def train_and_fail(config: SFTConfig, run: Run) -> None:
+        run_sft(config, run)
+        raise TrainingError("the node was lost")
+
+    batch = {"global_batch_size": 7, "rows": 2}
+    with pytest.raises(SystemExit):
+        submit(batch={**batch, "budget": 16})
+    with pytest.raises(SystemExit):
+        submit(train_and_fail)
+    with pytest.raises(SystemExit):
+        submit(seed=1)
+    submit(workers={"num_workers": 1})
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    (run,) = client.search_runs(["1"], "attributes.run_name = 'logged'")
+    assert (run.data.params["batch.budget"], run.data.params["seed"]) == ("192", "0")
+    resumed = {key: value for key, value in run.data.tags.items() if key.startswith("resumed.")}
+    assert resumed == {"resumed.workers.num_workers": "1"}
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        1, 2, 3, 4, 5, 6
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(storage: Path) -> None:
     settings = settings_of(
@@ -143,6 +174,24 @@ def test_a_run_that_diverges_ends_with_its_reason_and_without_restarts(storage: 
         TrainingError, match=r"sft: step \d: the loss is .* optimizer.learning_rate"
     ):
         run_sft(SFTConfig.model_validate(settings))
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_alone_ends_the_attempt(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one waits for it in a collective, which lasts half an hour."""
+    monkeypatch.setenv("RAY_TRAIN_CALLBACKS", "tests.lone_failure.FailAlone")
+    settings = settings_of(
+        storage,
+        output="alone",
+        length={"epochs": None, "max_steps": 3000},
+        workers={"num_workers": 2, "max_failures": 1},
+    )
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match="sft: the disk of worker 1 is gone"):
+        run_sft(SFTConfig.model_validate(settings))
+    assert time.monotonic() - began < 120
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.history import newest_whole, saved_steps
 from metaalign.train.loop.results import read_result
+from tests.local_cluster import until
 from tests.tiny_task import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,31 @@ def test_it_is_tracked_and_goes_on_where_it_stopped(storage: Path) -> None:
         assert run.data.metrics["plan/steps"] == 6
         assert 0.5 < run.data.metrics["plan/fill"] <= 1
         assert "plan.txt" in [file.path for file in client.list_artifacts(run.info.run_id)]
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_is_started_again_leaves_one_curve(storage: Path) -> None:
+    """Without a checkpoint, every step is taken again."""
+    long = {"length": {"epochs": None, "max_steps": 600}, "checkpoint": {"every_steps": None}}
+    killed = subprocess.Popen(
+        command_of([], "sft", storage, output="killed", **long), cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+
+    def steps() -> list[int]:
+        found = client.search_runs(["1"], "attributes.run_name = 'killed'")
+        points = [client.get_metric_history(run.info.run_id, "train/loss") for run in found]
+        return [point.step for curve in points for point in curve]
+
+    until(lambda: (storage / "mlflow.db").is_file() and steps(), 200, "the first points")
+    killed.kill()
+    killed.wait()
+    before = len(steps())
+    assert 0 < before < 600
+    assert saved_steps(storage / "killed") == []
+    again = start([], "sft", storage, output="killed", **long)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert steps() == list(range(1, 601))
 
 
 @pytest.mark.slow

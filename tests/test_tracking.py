@@ -91,6 +91,70 @@ def test_a_restart_continues_the_run_that_did_not_finish(
     assert found.info.status == "FINISHED"
 
 
+def test_steps_that_are_taken_again_are_logged_once(storage: Path, client: MlflowClient) -> None:
+    driver = opened(storage)
+    killed = Run.attach(driver.address)
+    for step in range(1, 6):
+        killed.log_metrics({"train/loss": 6.0 - step}, step)
+    killed.log_metrics({"held_out/loss": 9.0}, 4)
+    killed.flush()
+    again = Run.attach(driver.address)  # from the checkpoint of step 3
+    for step in range(4, 8):
+        again.log_metrics({"train/loss": 6.0 - step, "held_out/loss": 10.0 - step}, step)
+        again.log_metrics({"train/loss": 0.5}, step)  # of this process, so it is the caller's word
+    again.log_metrics({"seconds": 1.0})
+    again.flush()
+    driver.log_metrics({"seconds": 2.0})
+    driver.finish()
+    losses = [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0), (5, 1.0)]
+    assert curve(client, driver, "train/loss") == [*losses, (6, 0.0), (6, 0.5), (7, -1.0), (7, 0.5)]
+    assert curve(client, driver, "held_out/loss") == [(4, 9.0), (5, 5.0), (6, 4.0), (7, 3.0)]
+    assert curve(client, driver, "seconds") == [(0, 1.0), (0, 2.0)]
+
+
+def test_steps_in_the_spool_of_a_killed_process_are_not_logged_again(
+    storage: Path, client: MlflowClient
+) -> None:
+    driver = opened(storage)
+    killed = Run.attach(driver.address)
+    killed._spool = killed._spool.with_name(f"{driver.id}-0.jsonl")  # another process's
+    killed.log_metrics({"train/loss": 3.0}, 1)
+    killed.flush()
+    with broken(storage):
+        killed.log_metrics({"train/loss": 2.0}, 2)
+        killed.flush()
+    with Run.attach(driver.address) as again:
+        for step in (1, 2, 3):
+            again.log_metrics({"train/loss": 4.0 - step}, step)
+    assert curve(client, driver, "train/loss") == [(1, 3.0), (3, 1.0)]
+    driver.finish()
+    assert sorted(curve(client, driver, "train/loss")) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_another_training_under_the_same_name_gets_a_run_of_its_own(
+    storage: Path, client: MlflowClient
+) -> None:
+    with opened(storage) as parent:
+        first = opened(storage, resume_key="dpo", parent=parent)
+        first.hold_training("rate 0.1")
+        first.log_metrics({"train/loss": 1.0}, 1)
+        first.flush()
+        same = opened(storage, resume_key="dpo", parent=parent)
+        same.hold_training("rate 0.1")
+        assert same.id == first.id
+        other = opened(storage, resume_key="dpo", parent=parent)
+        other.hold_training("rate 0.2")
+        other.log_metrics({"train/loss": 2.0}, 1)
+        other.flush()
+    assert other.id != first.id
+    assert curve(client, first, "train/loss") == [(1, 1.0)]
+    assert curve(client, other, "train/loss") == [(1, 2.0)]
+    assert client.get_run(first.id).info.status == "KILLED"
+    found = client.get_run(other.id)
+    assert (found.info.run_name, found.data.tags["mlflow.parentRunId"]) == ("sft", parent.id)
+    assert opened(storage, resume_key="dpo").id == other.id
+
+
 def test_a_finished_run_and_another_key_are_not_continued(storage: Path) -> None:
     with opened(storage, resume_key="done") as finished:
         pass

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from metaalign.config import EvaluateConfig, resolve
 from metaalign.errors import ModelError
 from metaalign.folders import weights_fingerprint
-from metaalign.train.export import RECIPE_FILE
+from metaalign.train.checkpoints.recipe import RECIPE_FILE
 
 
 class ChosenReference(NamedTuple):

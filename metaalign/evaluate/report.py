@@ -4,7 +4,6 @@ Knows no model: it shows what `rates.py` counted and `held_out.py` measured.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from metaalign.evaluate.plots import families_figure, held_out_figure, metrics_figure
+from metaalign.folders import write_whole
 
 METRIC_WORDS = {
     "sft_loss": "sft_loss (nats per token)",
@@ -57,9 +57,8 @@ def write_report(
         (folder / name).write_text(text, encoding="utf-8")
     for name, figure in figures.items():
         figure.savefig(folder / name)
-    partial = folder / "report.json.partial"
-    partial.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "report.json")
+    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+    write_whole(folder / "report.json", text)
     return [folder / name for name in (*texts, *figures, "report.json")]
 
 

@@ -65,6 +65,7 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
     measured = measure_models(config, store)
     if measured is None and not cases:
         raise nothing_to_evaluate(store)
+    run.log_params(config.model_dump(mode="json"))
     answers = list(_scored(cases, ask_models(cases, config))) if cases else []
     report = _rates(cases, answers, list(config.models)) if cases else {}
     if measured is not None:

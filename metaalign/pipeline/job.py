@@ -28,7 +28,8 @@ _QUIET = {
 
 
 def run_job(name: str, job: Callable[[Any, Run], object], config: Any) -> None:
-    """Connect to Ray, open the job's MLflow run, do the job.
+    """Connect to Ray, open the job's MLflow run, do the job, which logs its settings once it has
+    checked them: a run that is refused and submitted again keeps those that were carried out.
 
     Where it fails on purpose, prints one line and exits with 1.
     """
@@ -40,7 +41,6 @@ def run_job(name: str, job: Callable[[Any, Run], object], config: Any) -> None:
         with open_run(
             config.tracking, storage=config.storage, name=output, resume_key=f"{name}/{output}"
         ) as run:
-            run.log_params(config.model_dump(mode="json"))
             job(config, run)
         print(f"{name}: finished in {clock(time.monotonic() - started)}; MLflow run {run.id}")
 

@@ -21,6 +21,8 @@ _LASTING_ERRORS = (FileNotFoundError, ImportError)
 """What another attempt would meet again."""
 
 RESUME_TAG = "metaalign.resume_key"
+TRAINING_TAG = "metaalign.training"
+"""Fingerprint of the training whose curves a run holds."""
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,38 @@ def start_run(
                 client.set_tag(run_id, tag, value)
             return run_id
     return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def last_steps(client: Any, run_id: str) -> dict[str, int]:
+    """The last step of every curve of a run."""
+    return {point.key: point.step for point in client.get_run(run_id).data.to_proto().metrics}
+
+
+def spooled_steps(spool: Path) -> dict[str, int]:
+    """The last step of every curve in a spool."""
+    found: dict[str, int] = {}
+    for line in read_lines(spool):
+        for name, _, _, step in line["values"] if line["kind"] == "metrics" else ():
+            found[name] = max(step, found.get(name, step))
+    return found
+
+
+def run_of_training(client: Any, run_id: str, training: str) -> str:
+    """The id of a run that holds this training alone.
+
+    It is the given one, unless that was continued and holds another training's curves: then that
+    one ends, and a new run takes over its name, parent and resume key.
+    """
+    run = client.get_run(run_id)
+    if run.data.tags.get(TRAINING_TAG, training) != training:
+        kept = ("mlflow.parentRunId", RESUME_TAG)
+        tags = {key: run.data.tags[key] for key in kept if key in run.data.tags}
+        if RESUME_TAG in tags:
+            client.delete_tag(run_id, RESUME_TAG)
+        client.set_terminated(run_id, "KILLED")
+        run = client.create_run(run.info.experiment_id, tags=tags, run_name=run.info.run_name)
+    client.set_tag(run.info.run_id, TRAINING_TAG, training)
+    return run.info.run_id
 
 
 def _send_metrics(client: Any, run_id: str, line: Mapping[str, Any]) -> None:

@@ -21,9 +21,12 @@ from metaalign.tracking.lines import (
     find_experiment,
     first_line,
     is_file,
+    last_steps,
     read_lines,
     replay,
+    run_of_training,
     send,
+    spooled_steps,
     start_run,
 )
 
@@ -70,7 +73,8 @@ class Run:
         self._client = client or connect(uri)
         self._owns_run = client is not None
         self._folder = Path(spool)
-        self._spool = self._folder / f"{run_id}-{os.getpid()}.jsonl"
+        self._spool = self._spool_of(run_id)
+        self._logged_before: dict[str, int] | None = None
         self._collected: list[list[Any]] = []
         self._flushed_at = time.monotonic()
         self._retry_at = 0.0
@@ -86,8 +90,16 @@ class Run:
         return cls(**address)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Add a point to each named curve. Written within about a second, or at `flush`."""
+        """Add a point to each named curve. Written within about a second, or at `flush`.
+
+        Args:
+            step: A point is skipped if an earlier process has logged this step of its curve: a
+                resume takes the steps after the last checkpoint again. None adds a point always.
+        """
         now = int(time.time() * 1000)
+        if step is not None:
+            before = self._last_steps()
+            values = {name: value for name, value in values.items() if step > before.get(name, -1)}
         self._collected += [[name, float(value), now, step or 0] for name, value in values.items()]
         if time.monotonic() - self._flushed_at >= FLUSH_S:
             self.flush()
@@ -98,6 +110,19 @@ class Run:
         if self._collected:
             collected, self._collected = self._collected, []
             self._emit({"kind": "metrics", "values": collected})
+
+    def hold_training(self, training: str) -> None:
+        """Let this run hold one training alone. A new run takes its place if it holds another,
+        such as one with another learning rate whose folder was deleted since.
+
+        Args:
+            training: A fingerprint of all that bends the curves.
+        """
+        try:
+            self.id = run_of_training(self._client, self.id, training)
+            self._spool = self._spool_of(self.id)
+        except Exception as error:  # noqa: BLE001  whatever breaks, training goes on
+            logger.warning("tracking is broken: %s", first_line(error))
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record settings: nested keys are joined by dots, long values cut.
@@ -156,6 +181,28 @@ class Run:
                 logger.warning("tracking is broken, keeping a spool at %s: %s", self._spool, error)
             self._retry_at = time.monotonic() + RETRY_S
             self._keep(line)
+
+    def _last_steps(self) -> dict[str, int]:
+        """The last step of every curve when this process first asks: what was written, and what
+        earlier processes left in their spools."""
+        if self._logged_before is None:
+            try:
+                known = [last_steps(self._client, self.id), *map(spooled_steps, self._spools())]
+            except Exception as error:  # noqa: BLE001  whatever breaks, training goes on
+                logger.warning(
+                    "tracking is broken, so points that are logged again will stand twice: %s",
+                    first_line(error),
+                )
+                known = []
+            names = {name for steps in known for name in steps}
+            self._logged_before = {
+                name: max(steps[name] for steps in known if name in steps) for name in names
+            }
+        return self._logged_before
+
+    def _spool_of(self, run_id: str) -> Path:
+        """This process's spool."""
+        return self._folder / f"{run_id}-{os.getpid()}.jsonl"
 
     def _spools(self) -> list[Path]:
         """Every process's spool of this run."""

@@ -20,7 +20,7 @@ from metaalign.train.checkpoints.checkpoint_format import (
 from metaalign.train.checkpoints.history import agree_on_checkpoint, saved_steps
 from metaalign.train.checkpoints.notices import Notices
 from metaalign.train.checkpoints.saving import Saver
-from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.agreement import all_or_none, from_first, met_by_all
 from metaalign.train.engines.interface import Engine
 from metaalign.train.engines.starting import OpenReference, open_reference
 from metaalign.train.loop.best import Best, next_best
@@ -84,10 +84,10 @@ class TrainingRun:
         """
         self.task = task
         self.engine = engine
-        self.materials: Materials = gather_materials(task)
+        self.materials: Materials = all_or_none(lambda: gather_materials(task))
         self._losses = SweepLosses(task, engine, self.materials.store, open_reference)
         self._tracker = tracker
-        self._checkpoints = open_folder(task.checkpoints)
+        self._checkpoints = all_or_none(lambda: open_folder(task.checkpoints))
         self._identity = identity(task, self.materials.store)
         self._saver = Saver(
             engine,
@@ -137,8 +137,7 @@ class TrainingRun:
             return {"stopped": self._step}
         result = self._result()
         self._saver.wait()
-        if self.engine.rank == 0:
-            write_result(self.task.folder, result)
+        from_first(lambda: write_result(self.task.folder, result))
         return result
 
     def _train(self, sweep_loss: SweepLoss) -> None:
@@ -155,9 +154,9 @@ class TrainingRun:
                 after_step=self._after_step,
                 start=self._step,
             )
-        except TrainingError:
-            # All workers meet it, and the checkpoint before it is worth its last bytes.
-            self._saver.wait()
+        except TrainingError as error:
+            if error.on_every_worker:
+                self._saver.wait()  # the checkpoint before it is worth its last bytes
             raise
 
     def _held_out(self) -> HeldOut | None:
@@ -166,9 +165,8 @@ class TrainingRun:
         sweep_loss = self._losses.of(self.materials.held_out)
         metric, known = self.task.config.held_out.best_metric, (LOSS, *sweep_loss.loss.metrics)
         if metric is not None and metric not in known:
-            raise TrainingError(
-                f"held_out.best_metric {metric!r} is not measured, only {', '.join(known)}"
-            )
+            problem = f"held_out.best_metric {metric!r} is not measured, only {', '.join(known)}"
+            raise met_by_all(TrainingError(problem))
         return HeldOut(self.engine, sweep_loss)
 
     def _after_step(self, step: int, metrics: Metrics) -> bool:
@@ -206,7 +204,7 @@ class TrainingRun:
         if folder is None:
             return
         manifest, kept = from_first(lambda: (read_manifest(folder), saved_steps(self._checkpoints)))
-        check_identity(manifest, self._identity, self._checkpoints)
+        all_or_none(lambda: check_identity(manifest, self._identity, self._checkpoints))
         load_checkpoint(self.engine, folder)
         self._progress = dict(manifest["progress"])
         self._step = manifest["step"]

@@ -37,7 +37,7 @@ from metaalign.folders import (
     write_whole,
 )
 from metaalign.train.checkpoints.shard_files import Reader
-from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.agreement import from_first, met_by_all
 from metaalign.train.engines.interface import Engine
 
 MARKER = "COMPLETE"
@@ -65,7 +65,8 @@ def load_checkpoint(engine: Engine, folder: str | Folder) -> dict[str, Any]:
     manifest = from_first(lambda: read_manifest(folder))
     shapes = {name: list(shape) for name, shape in engine.shapes().items()}
     if manifest["shapes"] != shapes or manifest["state_keys"] != list(engine.state_keys()):
-        raise CheckpointError(f"{folder}: the checkpoint is of another model or optimizer")
+        problem = f"{folder}: the checkpoint is of another model or optimizer"
+        raise met_by_all(CheckpointError(problem))
     engine.prepare_state(manifest["step"])
     mesh = _mesh(engine)
     for key in (None, *engine.state_keys()):
@@ -105,7 +106,9 @@ def _load(tensors: dict[str, Any], folder: str | Folder, *, no_dist: bool) -> No
         except CheckpointException as error:  # which is no Exception
             cause = next((cause for cause, _ in error.failures.values()), error)
             kind = StorageError if isinstance(folder, Remote) else CheckpointError
-            raise kind(f"{folder}: the checkpoint cannot be read: {cause}") from error
+            # torch hands what one worker met to all of them.
+            problem = kind(f"{folder}: the checkpoint cannot be read: {cause}")
+            raise met_by_all(problem) from error
 
 
 def read_manifest(folder: str | Folder) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from metaalign.train.checkpoints.checkpoint_format import (
     read_manifest,
     step_folder,
 )
-from metaalign.train.engines.agreement import from_first, together
+from metaalign.train.engines.agreement import from_first, met_by_all, together
 from metaalign.train.engines.interface import Engine
 
 DAMAGED = "DAMAGED"
@@ -105,7 +105,7 @@ def agree_on_checkpoint(engine: Engine, checkpoints: str | Folder) -> Folder | N
             return folder
         damaged.append(folder)
     if damaged:
-        raise _all_damaged(checkpoints)
+        raise met_by_all(_all_damaged(checkpoints))
     return None
 
 

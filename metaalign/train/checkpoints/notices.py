@@ -4,7 +4,6 @@ job took over. Knows no Ray.
 A stop and an owner are files in the run's folder, so that a driver reaches workers on every node.
 """
 
-import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +29,7 @@ def take_over(run_folder: str | Path) -> str:
     its next checkpoint."""
     path = Path(run_folder) / OWNER_FILE
     name = uuid.uuid4().hex
-    partial = path.with_suffix(f".{name}.partial")
-    partial.write_text(name, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, name)
     return name
 
 

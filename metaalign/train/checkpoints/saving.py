@@ -39,7 +39,7 @@ from metaalign.train.checkpoints.checkpoint_format import (
 from metaalign.train.checkpoints.history import keep_checkpoints
 from metaalign.train.checkpoints.notices import check_owner
 from metaalign.train.checkpoints.shard_files import Writer
-from metaalign.train.engines.agreement import from_first, together
+from metaalign.train.engines.agreement import from_first, met_by_all, together
 from metaalign.train.engines.interface import Engine
 
 MIB = 2**20
@@ -140,12 +140,11 @@ class Saver:
         folder = self._checkpoints / step_folder(snapshot.step)
         try:
             from_first(lambda: self._make_room(folder, snapshot.total_bytes), self._group)
-            written = self._write_tensors(folder, snapshot)
-            parts = together(lambda: written, self._group)
+            parts = together(lambda: self._write_tensors(folder, snapshot), self._group)
             files = {name: file for part in parts for name, file in part.items()}
             from_first(lambda: self._commit(folder, snapshot, files), self._group)
         except OSError as error:
-            raise self._storage_error(folder, snapshot, error) from error
+            raise met_by_all(self._storage_error(folder, snapshot, error)) from error
         if self._engine.rank == 0:
             self._tidy(snapshot.progress.get("best"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metaalign.train.engines.agreement import from_first
+from metaalign.train.engines.agreement import all_or_none, from_first
 from metaalign.train.engines.deepspeed_settings import deepspeed_settings
 from metaalign.train.engines.interface import ForwardEngine
 from metaalign.train.engines.zero import (
@@ -18,7 +18,7 @@ from metaalign.train.engines.zero import (
     quiet_deepspeed,
 )
 from metaalign.train.model.adapters import add_adapters
-from metaalign.train.model.loading import check_weights, load_policy
+from metaalign.train.model.loading import check_weights, load_config_of, load_policy
 from metaalign.train.model.policy import Policy
 from metaalign.train.task import Task
 
@@ -54,7 +54,12 @@ def start_engine(task: Task, device: torch.device) -> ZeroEngine:
 
 
 def build_policy(task: Task, deepspeed: dict[str, Any] | None) -> Policy:
-    """The policy of a task, at its start."""
+    """The policy of a task, at its start. Every worker calls it.
+
+    Raises:
+        ModelError: a worker's node lacks the initial model.
+    """
+    all_or_none(lambda: load_config_of(task.initial))  # loading under ZeRO-3 is collective
     model = task.config.model
     adapt = None
     if model.lora is not None:

@@ -3,6 +3,8 @@
 All that can be wrong with a run is found here, before a worker starts.
 """
 
+import hashlib
+import json
 import logging
 import signal
 import threading
@@ -21,13 +23,13 @@ from metaalign.tracking import Run
 from metaalign.train.checkpoints.checkpoint_format import check_identity, read_manifest
 from metaalign.train.checkpoints.history import newest_checkpoint
 from metaalign.train.checkpoints.notices import STOP_FILE, claim, take_over
+from metaalign.train.checkpoints.recipe import kept_before, write_recipe
 from metaalign.train.engines.deepspeed_settings import (
     check_offload,
     check_second_cut,
     optimizer_place,
 )
 from metaalign.train.engines.optimizers import check_compiler, optimizer_name
-from metaalign.train.export import kept_before, write_recipe
 from metaalign.train.launch.kernels import choose_attention, choose_dtype
 from metaalign.train.launch.plan_checks import check_plan
 from metaalign.train.launch.plan_numbers import PlanNumbers, count_plan
@@ -160,6 +162,14 @@ def begin_run(task: Task) -> Task:
     owner = take_over(folder)
     (folder / RESULT_FILE).unlink(missing_ok=True)
     return replace(task, owner=owner)
+
+
+def track_settings(run: Run, task: Task) -> None:
+    """Log the settings of a task that was checked and is about to train."""
+    store = TokenStore.open(resolve(task.config.storage, task.config.store))
+    training = json.dumps(identity(task, store), sort_keys=True)
+    run.hold_training(hashlib.sha256(training.encode()).hexdigest()[:32])
+    run.log_params(task.config.model_dump(mode="json"))
 
 
 def show_plan(task: Task) -> PlanNumbers:

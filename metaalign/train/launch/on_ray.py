@@ -14,13 +14,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from metaalign.config import DPOConfig, SFTConfig
-from metaalign.errors import (
-    CheckpointError,
-    MetaAlignError,
-    ModelError,
-    StorageError,
-    TrainingError,
-)
+from metaalign.errors import MetaAlignError, TrainingError
 from metaalign.tracking import Run
 from metaalign.train.engines.starting import start_engine
 from metaalign.train.launch.devices import choose_device
@@ -31,6 +25,7 @@ from metaalign.train.launch.driver import (
     show_plan,
     stoppable,
     track_plan,
+    track_settings,
 )
 from metaalign.train.launch.restarts import Restarts, describe
 from metaalign.train.task import Task, TrainingConfig
@@ -41,11 +36,6 @@ RESIZE_INTERVAL_S = 60.0
 MAX_WAITS = 240
 """Waits for room for the workers, over a whole run, before it is given up. Ray's default is a
 minute each."""
-
-FINAL_ERRORS = {
-    error.__name__: error for error in (TrainingError, CheckpointError, StorageError, ModelError)
-}
-"""Every worker meets one of these alike, and would again: it ends the job without a restart."""
 
 
 def run_sft(config: SFTConfig, run: Run | None = None) -> dict[str, Any]:
@@ -66,6 +56,7 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
     task = begin_run(prepare_task(config, choose_device(config.workers)))
     numbers = show_plan(task)
     if run:
+        track_settings(run, task)
         track_plan(task, numbers, run)
     workers = config.workers
     gpu = task.device_type == "cuda"
@@ -98,12 +89,18 @@ def _run(config: TrainingConfig, run: Run | None) -> dict[str, Any]:
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"{task.job}: {_cause(error)}") from error
     if "error" in outcome:
-        raise FINAL_ERRORS[outcome["kind"]](f"{task.job}: {outcome['error']}")
+        error = outcome["error"]
+        raise type(error)(f"{task.job}: {error}")
     return result_of(task, outcome)
 
 
 def _work(settings: dict[str, Any]) -> dict[str, Any]:
-    """The training function of every worker; the run's result, or the error that ended it."""
+    """The training function of every worker; the run's result, or the error that ended it.
+
+    An error that all workers met ends the job: a restart would meet it again. A worker that fails
+    alone raises, so that Ray ends the others, which may wait for it, and restarts them all from
+    the last checkpoint.
+    """
     task = Task.from_plain(settings["task"])
     _quiet_ray_train()
     context = ray.train.get_context()
@@ -114,8 +111,10 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         engine = start_engine(task, get_device())
         return TrainingRun(task, engine, tracker=tracker, leaving=_leaving).run()
-    except tuple(FINAL_ERRORS.values()) as error:
-        return {"error": str(error), "kind": type(error).__name__}
+    except MetaAlignError as error:
+        if not error.on_every_worker:
+            raise
+        return {"error": error}
     finally:
         if tracker:
             tracker.flush()

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ import torch.distributed as dist
 
 from metaalign.config import DPOConfig, SFTConfig, load_config
 from metaalign.errors import ConfigError, MetaAlignError
-from metaalign.tracking import open_run
-from metaalign.train.engines.agreement import from_first
+from metaalign.tracking import Run, open_run
+from metaalign.train.engines.agreement import all_or_none, from_first
 from metaalign.train.engines.starting import start_engine
 from metaalign.train.launch.driver import (
     begin_run,
@@ -29,6 +30,7 @@ from metaalign.train.launch.driver import (
     show_plan,
     stoppable,
     track_plan,
+    track_settings,
 )
 from metaalign.train.launch.plan_numbers import PlanNumbers
 from metaalign.train.task import DeviceType, Task, TrainingConfig
@@ -46,17 +48,22 @@ def main() -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="the job's settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     given = parser.parse_args()
+    in_order = False
     try:
         config = load_config(JOBS[given.job], given.config, given.overrides)
         device_type = find_device(config)
         join_workers(device_type)
         run_standalone(config, device_type)
+        in_order = True
     except MetaAlignError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        in_order = error.on_every_worker
         raise SystemExit(1) from None
+    except SystemExit:  # told to stop, and all stopped
+        in_order = True
+        raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_workers(in_order=in_order)
 
 
 def find_device(config: TrainingConfig) -> DeviceType:
@@ -84,6 +91,28 @@ def join_workers(device_type: DeviceType) -> None:
         dist.init_process_group(backend, store=alone, rank=0, world_size=1)
 
 
+def leave_workers(*, in_order: bool) -> None:
+    """Leave the process group. A worker that failed alone ends its process at once.
+
+    The others may wait for it in a collective, and its own threads for them, for half an hour.
+    torchrun ends the others as soon as this process is gone.
+
+    Args:
+        in_order: Whether all workers leave.
+    """
+    if not dist.is_initialized():
+        return
+    if in_order or dist.get_world_size() == 1:
+        dist.destroy_process_group()
+        return
+    error = sys.exc_info()[1]
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str, Any]:
     """Train; what result.json holds. Every process of the group calls it.
 
@@ -99,16 +128,21 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
     torch.set_num_threads(max(1, int(config.workers.cpus_per_worker)))
     device = torch.device(device_type, torch.cuda.current_device() if device_type == "cuda" else 0)
     engine = start_engine(task, device)
-    if not first:
+    run = all_or_none(lambda: _open_run(task) if first else None)
+    if run is None:
         # torchrun hands a SIGTERM on to every process; the first tells the others to save and stop.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return TrainingRun(task, engine, tracker=None).run()
-    storage, name = config.storage, config.output
-    opened = open_run(config.tracking, storage=storage, name=name, resume_key=f"{task.job}/{name}")
-    with opened as run, stoppable(task):
-        run.log_params(config.model_dump(mode="json"))
+    with run, stoppable(task):
+        track_settings(run, task)
         track_plan(task, numbers, run)
         return result_of(task, TrainingRun(task, engine, tracker=run).run())
+
+
+def _open_run(task: Task) -> Run:
+    config, name = task.config, task.config.output
+    resume_key = f"{task.job}/{name}"
+    return open_run(config.tracking, storage=config.storage, name=name, resume_key=resume_key)
 
 
 def _same_task(config: TrainingConfig, device_type: DeviceType) -> tuple[Task, PlanNumbers]:

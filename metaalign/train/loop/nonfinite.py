@@ -13,6 +13,7 @@ from metaalign.errors import TrainingError
 from metaalign.steps.selection import Selection
 from metaalign.steps.trees import Rows
 from metaalign.store.token_store import TokenStore
+from metaalign.train.engines.agreement import met_by_all
 from metaalign.train.engines.interface import Engine
 
 MAX_NAMED = 8
@@ -56,9 +57,11 @@ class Witness:
             if found.any()
         )
         where = where or f"Every log-prob was finite; the step held {self._names(positions)}"
-        raise TrainingError(
-            f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. {where}. Look at "
-            "these examples, lower optimizer.learning_rate, or set optimizer.max_grad_norm"
+        raise met_by_all(
+            TrainingError(
+                f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. {where}. Look "
+                "at these examples, lower optimizer.learning_rate, or set optimizer.max_grad_norm"
+            )
         )
 
     def _by_worker(

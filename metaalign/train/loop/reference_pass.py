@@ -12,18 +12,19 @@ The folder's name is the fingerprint of weights, precision, template, store and 
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from metaalign.folders import whole_file
 from metaalign.steps.plan import Sweep
 from metaalign.steps.selection import ranges
+from metaalign.train.engines.agreement import all_or_none, from_first
 from metaalign.train.engines.interface import Engine, ForwardEngine
 from metaalign.train.loop.training_loop import Reader, forward_only, put_sequences
 
@@ -67,16 +68,16 @@ def reference_logprobs(
     """
     selection = reader.selection
     result = np.full(len(selection.response), np.nan)
-    done = _finished(engine, sweep, folder)
-    for step in np.flatnonzero(done).tolist():
-        result[_responses(sweep, step)] = np.load(_shard(folder, step))
-    missing = np.flatnonzero(~done).tolist()
+    done = from_first(lambda: _finished(sweep, folder))
+    found = all_or_none(lambda: {step: np.load(_shard(folder, step)) for step in done})
+    for step, logprobs in found.items():
+        result[_responses(sweep, step)] = logprobs
+    missing = [step for step in range(sweep.num_steps) if step not in found]
     opened = nullcontext(engine) if other is None or not missing else other()
     with opened as passing:
         for step, logprobs in _pass(passing, sweep, reader, missing):
             result[_responses(sweep, step)] = logprobs
-            if engine.rank == 0:
-                _write(_shard(folder, step), logprobs)
+            from_first(partial(_write, _shard(folder, step), logprobs))
             if progress:
                 progress(step + 1)
     return result
@@ -108,21 +109,13 @@ def _shard(folder: Path, step: int) -> Path:
     return folder / f"{step:05d}.npy"
 
 
-def _finished(engine: Engine, sweep: Sweep, folder: Path) -> np.ndarray:
-    """(steps,) bool, which shards exist, as worker 0 sees it: all must agree on what is to come."""
-    found = torch.zeros(sweep.num_steps, device=engine.device)
-    if engine.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        found += torch.tensor(
-            [float(_shard(folder, step).is_file()) for step in range(sweep.num_steps)],
-            device=engine.device,
-        )
-    return engine.sum(found).cpu().numpy() > 0
+def _finished(sweep: Sweep, folder: Path) -> list[int]:
+    """The steps whose shards exist. Makes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [step for step in range(sweep.num_steps) if _shard(folder, step).is_file()]
 
 
 def _write(path: Path, values: np.ndarray) -> None:
     # Two runs that differ in beta alone may write one reference at once.
-    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, values)
-    os.replace(partial, path)
