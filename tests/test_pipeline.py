@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from rich.console import Console
 
 from metaalign.config import PipelineConfig
 from metaalign.data.recipes.cases import Case
-from metaalign.data.sources.files import PACKAGE
 from metaalign.errors import ConfigError, DataError
 from metaalign.pipeline.job import clock, connect, reported
 from metaalign.pipeline.preflight import check
@@ -117,29 +115,6 @@ def test_tracking_and_the_place_of_the_storage_are_no_inputs(tmp_path: Path) -> 
     here = planned(whole(tmp_path / "a")).fingerprints
     there = planned(whole(tmp_path / "b", tracking={"experiment": "other"})).fingerprints
     assert here == there
-
-
-def test_code_and_the_name_that_a_model_is_registered_under_are_inputs(
-    tmp_path: Path,
-) -> None:
-    plain = planned(whole(tmp_path)).fingerprints
-    named = planned(whole(tmp_path, tracking={"registered_model": "m"})).fingerprints
-    assert plain["export"] != named["export"]
-    package = tmp_path / "metaalign"
-    shutil.copytree(PACKAGE, package)
-
-    def changed_by(file: str) -> set[str]:
-        (package / file).write_text("changed = True\n")
-        config = whole(tmp_path)
-        records = Records(config.storage, package=package)
-        records.plan(stages_of(config))
-        edited = records.fingerprints
-        return {name for name in plain if plain[name] != edited[name]}
-
-    assert changed_by("serve/app.py") == set()
-    assert changed_by("evaluate/rates.py") == {"evaluate"}
-    assert changed_by("train/losses/formulas.py") == set(plain) - {"prepare"}
-    assert changed_by("preferences/families.py") == set(plain)
 
 
 def test_serving_is_planned_although_it_tracks_nothing(tmp_path: Path) -> None:

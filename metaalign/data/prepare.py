@@ -26,7 +26,6 @@ import ray
 
 from metaalign.config import PrepareConfig, resolve
 from metaalign.data.recipes.cases import write_cases
-from metaalign.data.sources.files import code_fingerprint
 from metaalign.data.view import choose_examples, write_page
 from metaalign.data.work.asking import ask_teachers, kept_answers, look_up_teachers
 from metaalign.data.work.ledger import COUNTS, FOLDER, QUARANTINE, read_sample
@@ -37,6 +36,7 @@ from metaalign.data.work.parts import Part, plan_parts, split_parts
 from metaalign.data.work.passes import signatures_of, survey_part, write_part
 from metaalign.data.work.tasks import CONSOLE, for_each
 from metaalign.errors import DataError
+from metaalign.source_code import code_fingerprint
 from metaalign.store.encoder import SegmentEncoder
 from metaalign.store.token_store import CASES_FILE, MANIFEST_FILE, SCHEMA_VERSION, TokenStore
 from metaalign.store.tokenizer import load_tokenizer, train_tokenizer
@@ -45,17 +45,8 @@ from metaalign.template import Template
 from metaalign.tracking import Run
 from metaalign.upstream import Kept, Served
 
-ROOMS = (
-    "examples.py",
-    "plain_text.py",
-    "template.py",
-    "wire.py",
-    "preferences",
-    "upstream",
-    "store",
-    "data",
-)
-"""Where the code lies that decides what a store holds."""
+MODULES = ("data/prepare.py",)
+"""What a store holds depends on this code, and on what it imports."""
 
 _EXAMPLES_SHOWN = 12
 _TELLING = {"model", "extra", "tiers"}
@@ -71,9 +62,8 @@ def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
     Raises:
         DataError: see `prepare_store`.
     """
-    run.log_params(config.model_dump(mode="json", exclude={"tracking"}))
     started = time.monotonic()
-    store = prepare_store(config)
+    store = prepare_store(config, run)
     totals = {key: sum(entry[key] for entry in store.manifest["ledger"]) for key in COUNTS}
     tokens = sum(bins["tokens"] for bins in store.manifest["token_histogram"].values())
     metrics = {**totals, "tokens": tokens, "seconds": time.monotonic() - started}
@@ -91,8 +81,11 @@ def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
     return store
 
 
-def prepare_store(config: PrepareConfig) -> TokenStore:
+def prepare_store(config: PrepareConfig, run: Run | None = None) -> TokenStore:
     """The token store that the settings describe; a finished one of equal fingerprint is reused.
+
+    Args:
+        run: Takes the settings once all that can be checked ahead is right.
 
     Raises:
         DataError: a source cannot be read, too many of its rows are bad, or a split that was
@@ -104,6 +97,8 @@ def prepare_store(config: PrepareConfig) -> TokenStore:
     template = _loaded_template(config)
     served = look_up_teachers(config)
     fingerprint = _fingerprint(config, parts, template, served)
+    if run is not None:
+        run.log_params(config.model_dump(mode="json"))
     path = resolve(config.storage, config.output)
     store = _finished_store(path, fingerprint)
     if store is not None:
@@ -137,7 +132,7 @@ def _fingerprint(
     }
     made_of = {
         "schema_version": SCHEMA_VERSION,
-        "code": code_fingerprint(ROOMS),
+        "code": code_fingerprint(*MODULES),
         "config": config.model_dump(mode="json", exclude=apart),
         "teachers": teachers,
         "files": [(part.name, part.format, part.fingerprint) for part in parts],

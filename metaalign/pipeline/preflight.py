@@ -14,7 +14,7 @@ from metaalign.config import (
 )
 from metaalign.data.sources import hub
 from metaalign.data.sources.files import find_files
-from metaalign.errors import ConfigError, DataError, MetaAlignError, StorageError
+from metaalign.errors import ConfigError, DataError, MetaAlignError, ModelError, StorageError
 from metaalign.evaluate.suites import gpus_per_worker
 from metaalign.pipeline.stages import Stage
 from metaalign.serve.app import check_cluster, check_port
@@ -55,6 +55,15 @@ def _connections(config: PipelineConfig, stages: list[Stage]) -> Iterator[str]:
                 yield (
                     f"{stage.name}: it reads {str(path)!r}, which is not there, and no earlier "
                     f"stage writes it; the earlier stages write {_listed(written)}"
+                )
+        for name in stage.names if isinstance(stage.settings, SFTConfig | DPOConfig) else ():
+            try:
+                load_config_of(name)
+            except ModelError as error:
+                yield (
+                    f"{stage.name}: it reads {str(resolve(config.storage, name))!r}, which is not "
+                    f"there, no earlier stage writes it (they write {_listed(written)}), and as a "
+                    f"model of the hub, {error}"
                 )
         for path in stage.writes:
             if path in written:

@@ -11,6 +11,7 @@ import ray
 from rich.console import Console
 
 from metaalign.config import PipelineConfig, resolve
+from metaalign.folders import write_whole
 from metaalign.pipeline.job import clock
 from metaalign.pipeline.preflight import check
 from metaalign.pipeline.showcase import console, next_steps, rates
@@ -29,6 +30,7 @@ def run_pipeline(config: PipelineConfig, run: Run) -> None:
     """
     out, stages, records = console(), stages_of(config), Records(config.storage)
     check(config, stages)
+    run.log_params(config.model_dump(mode="json"))
     records.plan(stages)
     cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
     out.print(f"{config.name}: {len(stages)} stages, {cpus:g} CPUs, {gpus:g} GPUs")
@@ -61,8 +63,7 @@ def _run_stage(
         parent=parent,
         resume_key=f"{stage.name}/{fingerprint}",
     ) as child:
-        child.log_params(stage.settings.model_dump(mode="json"))
-        stage.job(stage.settings, child)
+        stage.job(records.settings_of(stage), child)
     seconds = round(time.monotonic() - started, 1)
     out.print(f"{stage.name}: done in {clock(seconds)}")
     record = Record(fingerprint, "finished", seconds, child.id, contents(stage))
@@ -77,7 +78,7 @@ def _write_report(config: PipelineConfig, seconds: dict[str, float]) -> dict:
         report = json.loads(written.read_text(encoding="utf-8"))
     report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
     path = Path(config.storage) / "report.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(report, indent=2) + "\n")
     return report
 
 

@@ -9,7 +9,7 @@ A record, `.stages/sft.json` in the storage:
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +26,34 @@ from metaalign.config import (
     SFTConfig,
     resolve,
 )
-from metaalign.data.prepare import ROOMS, run_prepare
+from metaalign.data.prepare import MODULES as PREPARE_MODULES
+from metaalign.data.prepare import run_prepare
 from metaalign.data.sources import hub
-from metaalign.data.sources.files import PACKAGE, code_fingerprint, file_fingerprint, find_files
+from metaalign.data.sources.files import file_fingerprint, find_files
 from metaalign.errors import DataError, StorageError
 from metaalign.evaluate.suites import run_evaluate
+from metaalign.folders import place_below, write_whole
 from metaalign.pipeline.showcase import show_answers
+from metaalign.source_code import PACKAGE, code_fingerprint
 from metaalign.tracking import Run
 from metaalign.train.export import run_export
 from metaalign.train.launch.driver import INITIAL_FOLDER
 from metaalign.train.launch.on_ray import run_dpo, run_sft
+from metaalign.train.model.loading import may_be_hub_name
+
+_TRAINING = ("train/launch/driver.py", "train/worker.py", "config/preference_losses.py")
+"""Where the workers run, and what restarts them, bends nothing. The table of losses does."""
+
+_MODULES: dict[type, tuple[str, ...]] = {
+    PrepareConfig: PREPARE_MODULES,
+    SFTConfig: _TRAINING,
+    DPOConfig: _TRAINING,
+    ExportConfig: ("train/export.py",),
+    EvaluateConfig: ("evaluate/suites.py",),
+    ServeConfig: (),  # it runs every time
+}
+"""A stage's output depends on this code, and on what it imports: see `source_code`. How data is
+read counts for prepare alone, since training reads a store, whose fingerprint counts."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +90,21 @@ class Record:
 
 def stages_of(config: PipelineConfig) -> list[Stage]:
     """The stages that the config asks for, in order."""
+    stages: list[Stage] = []
     makers: dict[str, Callable[[Any], Stage]] = {
         "prepare": _prepare,
-        "sft": lambda settings: _training("sft", settings, run_sft),
+        "sft": lambda settings: _training("sft", settings, run_sft, before=stages),
         "sft_export": lambda settings: _export("sft_export", settings),
-        "dpo": lambda settings: _training("dpo", settings, run_dpo),
+        "dpo": lambda settings: _training("dpo", settings, run_dpo, before=stages),
         "export": lambda settings: _export("export", settings),
         "evaluate": _evaluate,
         "serve": lambda settings: _serve(config, settings),
     }
-    given = ((name, getattr(config, name)) for name in STAGES)
-    return [makers[name](settings) for name, settings in given if settings is not None]
+    for name in STAGES:
+        settings = getattr(config, name)
+        if settings is not None:
+            stages.append(makers[name](settings))
+    return stages
 
 
 def _prepare(settings: PrepareConfig) -> Stage:
@@ -107,13 +129,21 @@ def _prepare(settings: PrepareConfig) -> Stage:
     )
 
 
-def _training(name: str, settings: SFTConfig | DPOConfig, job: Callable[..., object]) -> Stage:
+def _training(
+    name: str,
+    settings: SFTConfig | DPOConfig,
+    job: Callable[..., object],
+    *,
+    before: Sequence[Stage],
+) -> Stage:
     models = [] if settings.model.path is None else [settings.model.path]
     models += settings.loss.references if isinstance(settings, DPOConfig) else ()
-    # A hub name has one slash; a folder under the storage that a stage is yet to write has none.
-    hub = [name for name in models if "/" in name and not resolve(settings.storage, name).is_dir()]
+    written = {path for stage in before for path in (*stage.writes, *stage.may_write)}
+    places = {model: resolve(settings.storage, model) for model in models}
+    folders = [model for model, place in places.items() if place.is_dir() or place in written]
+    hub = [model for model in models if model not in folders and may_be_hub_name(model)]
     reads = [resolve(settings.storage, settings.store)]
-    reads += [resolve(settings.storage, name) for name in models if name not in hub]
+    reads += [place for model, place in places.items() if model not in hub]
     return Stage(
         name,
         settings,
@@ -151,7 +181,8 @@ def _evaluate(settings: EvaluateConfig) -> Stage:
 def _serve(config: PipelineConfig, settings: ServeConfig) -> Stage:
     store = resolve(config.storage, config.prepare.output if config.prepare else "store")
 
-    def job(settings: ServeConfig, _run: Run) -> None:
+    def job(settings: ServeConfig, run: Run) -> None:
+        run.log_params(settings.model_dump(mode="json"))
         show_answers(settings, store=store, seed=config.seed)
 
     return Stage("serve", settings, job, reads=(store, resolve(config.storage, settings.model)))
@@ -184,7 +215,7 @@ class Records:
             ]
             known = [
                 stage.name,
-                code_fingerprint(_rooms(stage), self.package),
+                code_fingerprint(*_MODULES[type(stage.settings)], package=self.package),
                 shown,
                 inputs,
                 stage.names,
@@ -213,6 +244,18 @@ class Records:
             return None
         return record
 
+    def settings_of(self, stage: Stage) -> Any:
+        """What the job of a stage gets. Checkpoints that are kept elsewhere go into a folder of the
+        stage's fingerprint, since object storage renames nothing large: changed settings find none
+        there, and a run that was set aside can still be exported, for its recipe names its own."""
+        settings = stage.settings
+        elsewhere = getattr(getattr(settings, "checkpoint", None), "storage", None)
+        if elsewhere is None:
+            return settings
+        place = place_below(elsewhere, self.fingerprints[stage.name][:12])
+        checkpoint = settings.checkpoint.model_copy(update={"storage": place})
+        return settings.model_copy(update={"checkpoint": checkpoint})
+
     def start(self, stage: Stage) -> list[Path]:
         """Note that a stage runs. A stage that was cut short goes on where it stopped.
 
@@ -229,22 +272,10 @@ class Records:
         """Remember a stage."""
         path = self._path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(vars(record)) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(vars(record)) + "\n")
 
     def _path(self, stage: Stage) -> Path:
         return Path(self.storage) / ".stages" / f"{stage.name}.json"
-
-
-def _rooms(stage: Stage) -> tuple[str, ...]:
-    """What bends a stage's output: a change elsewhere must not cost a training run."""
-    more = {
-        PrepareConfig: (),
-        EvaluateConfig: ("steps", "train", "generate", "evaluate"),
-        ServeConfig: (),
-    }
-    return (*ROOMS, *more.get(type(stage.settings), ("steps", "train")))
 
 
 def contents(stage: Stage) -> dict[str, str]:

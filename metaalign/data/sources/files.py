@@ -14,9 +14,6 @@ from fsspec.utils import glob_translate
 from metaalign.errors import DataError
 from metaalign.folders import Folder, Remote, files_below, modified, open_folder, size_of
 
-PACKAGE = Path(__file__).parents[2]
-"""The folder of metaalign's own source."""
-
 
 def find_files(pattern: str) -> Sequence[Folder]:
     """The files that a path, a URI or a glob of either names, sorted.
@@ -47,17 +44,6 @@ def file_fingerprint(file: Folder) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file}: the file cannot be read: {error.strerror or error}") from error
-
-
-def code_fingerprint(rooms: Sequence[str], package: Path = PACKAGE) -> str:
-    """sha256 of every source file of these rooms: folders and files of the package."""
-    digest = hashlib.sha256()
-    for room in rooms:
-        place = package / room
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{file.relative_to(package)}\n".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _local_files(pattern: str) -> list[Path]:

@@ -111,6 +111,11 @@ def _lead_to(link: Path, target: Path) -> None:
         ) from error
 
 
+def may_be_hub_name(path: str) -> bool:
+    """Whether a model setting that names no folder can mean a model of the hub, such as gpt2."""
+    return not Path(path).is_absolute() and path.count("/") <= 1
+
+
 def find_model(path: str, storage: str, setting: str = "model.path") -> str:
     """The folder that a model setting means, or the hub name that it is.
 
@@ -120,7 +125,7 @@ def find_model(path: str, storage: str, setting: str = "model.path") -> str:
     local = Path(storage) / path
     if local.is_dir():
         return str(local)
-    if Path(path).is_absolute() or path.count("/") > 1:
+    if not may_be_hub_name(path):
         raise ModelError(
             f"{setting} {path!r}: there is no such folder; give a Hugging Face folder, the name "
             f"of one under the storage {storage!r}, or a hub name"
