@@ -31,6 +31,10 @@ export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=0
 export RAY_SERVE_LOG_TO_STDERR=0
 export HF_HUB_DISABLE_PROGRESS_BARS=1
 [ -t 1 ] || export RAY_COLOR_PREFIX=0
+# The memory monitor ends jobs, and the head with them, when the machine's memory is nearly full,
+# whoever filled it: on one's own machine that is often another program. Without it, the kernel
+# ends the largest process when memory has run out.
+export RAY_memory_monitor_refresh_ms="${RAY_memory_monitor_refresh_ms:-0}"
 # What is left out of the upload stands in .rayignore; Ray's own list would be announced each time.
 export RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES=
 # Every process started here finds this interpreter's tools (ninja, for DeepSpeed) first.
@@ -78,6 +82,8 @@ PYTHON
 
 start() {
   is_running && fail "a head is running already: $(cat "$head/address")"
+  [ "$RAY_memory_monitor_refresh_ms" != 0 ] || echo "cluster/local.sh: Ray's memory monitor is off," \
+    "so that no other program's memory ends a job; RAY_memory_monitor_refresh_ms=250 switches it on" >&2
   rm -rf "$head"
   mkdir -p "$head"
   "$ray" get-auth-token --generate >/dev/null 2>"$head/token.log" || fail "$(cat "$head/token.log")"

@@ -151,6 +151,31 @@ def whole_file(file: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Where to write a folder that takes the place of an earlier one when it is complete.
+
+    The earlier one is renamed, and deleted only once the new one is in its place. If a process is
+    killed between the two renames, the next one to come here first puts the earlier one back.
+    """
+    unfinished = folder.with_name(f".{folder.name}.part")
+    earlier = folder.with_name(f".{folder.name}.earlier")
+    if earlier.exists() and not folder.exists():
+        earlier.rename(folder)
+    for left in (unfinished, earlier):
+        delete_folder(left)
+    yield unfinished
+    if folder.exists():
+        folder.rename(earlier)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(folder)
+        raise
+    delete_folder(earlier)
+
+
 def size_of(path: Folder) -> int | None:
     """Bytes of a file; None where there is none.
 
@@ -214,15 +239,14 @@ def write_whole(path: Folder, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    # An object appears once all of it was taken.
-    partial = path.with_name(f".{path.name}") if isinstance(path, Path) else path
-    with open_to_write(partial) as file:
+    if not isinstance(path, Path):
+        with open_to_write(path) as file:  # an object appears once all of it was taken
+            file.write(text.encode())
+        return
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         file.write(text.encode())
-        if isinstance(path, Path):
-            file.flush()
-            os.fsync(file.fileno())
-    if isinstance(partial, Path):
-        partial.rename(str(path))
+        file.flush()
+        os.fsync(file.fileno())  # a crash of the machine must not leave the name without the text
 
 
 def move_file(path: Folder, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from metaalign.config import ExportConfig
-from metaalign.errors import CheckpointError, TemplateError
+from metaalign.errors import CheckpointError, ModelError, TemplateError
 from metaalign.folders import weights_fingerprint
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
+from metaalign.train.checkpoints.recipe import MODEL_FOLDER
 from metaalign.train.engines.starting import build_policy
-from metaalign.train.export import MODEL_FOLDER, run_export
+from metaalign.train.export import run_export
 from metaalign.train.launch.driver import begin_run
 from metaalign.train.task import Task
 from tests.plain_engine import PlainEngine
@@ -152,6 +154,49 @@ def test_a_run_that_cannot_be_exported_is_named(
     with pytest.raises(TemplateError):
         run_export(config)
     assert not (tmp_path / "model").exists()
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from metaalign.config import ExportConfig
+from metaalign.train.export import run_export
+
+rename = pathlib.Path.rename
+def rename_or_die(path, target):
+    if pathlib.Path(target).name == "out":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+
+pathlib.Path.rename = rename_or_die
+run_export(ExportConfig(storage=sys.argv[1], run="sft", output="out"))
+"""
+
+
+def test_a_killed_export_leaves_a_model_at_every_moment(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    """Killed between the two renames: the earlier model is back when the next one begins."""
+    trained(tiny_task(tmp_path, make_store))
+    config = ExportConfig(storage=str(tmp_path), run="sft", output="out")
+    folder = run_export(config)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "README.md").write_text("the earlier one")
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    killed = subprocess.run(command, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    golden = tmp_path / "sft" / MODEL_FOLDER / "config.json"
+    config_text = golden.read_text()
+    golden.write_text(config_text.replace('"hidden_size": 16', '"hidden_size": 32'))
+    with pytest.raises(ModelError, match="tensors are not those of its config"):
+        run_export(config)
+    assert (folder / "README.md").read_text() == "the earlier one"
+    assert (folder / "model.safetensors").read_bytes() == weights
+    golden.write_text(config_text)
+    run_export(config)
+    assert (folder / "README.md").read_text() != "the earlier one"
+    assert [path.name for path in tmp_path.glob(".out*")] == []
 
 
 @pytest.mark.parametrize("output", ["sft", "store", "initial"])

@@ -26,7 +26,8 @@ from metaalign.store.token_store import TokenStore
 from metaalign.store.tokenizer import load_tokenizer, train_tokenizer
 from metaalign.store.writer import StoreWriter
 from metaalign.template import Segment, Template, read_tokenizer
-from metaalign.train.export import MODEL_FOLDER, run_export
+from metaalign.train.checkpoints.recipe import MODEL_FOLDER
+from metaalign.train.export import run_export
 from tests.test_export import trained
 from tests.test_round_trip import letters_only
 from tests.tiny_task import tiny_task

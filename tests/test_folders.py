@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from metaalign.config import ExportConfig, SFTConfig
 from metaalign.errors import ConfigError, StorageError, TrainingError
-from metaalign.folders import delete_folder, open_folder, place_below
+from metaalign.folders import delete_folder, open_folder, place_below, whole_folder
 from metaalign.store.token_store import TokenStore
 from metaalign.train.checkpoints.checkpoint_format import (
     find_damage,
@@ -235,6 +235,44 @@ def test_two_workers_write_one_checkpoint(
         assert worker["before"]["losses"] | worker["after"]["losses"] == worker["whole"]["losses"]
     names = {key.rsplit("/", 1)[1] for key in held()}
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "COMPLETE"} <= names
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+
+    def write(text: str) -> None:
+        with whole_folder(folder) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "weights").write_text(text)
+            if text == "broken":
+                raise StorageError(text)
+
+    write("first")
+    write("second")
+    with pytest.raises(StorageError):
+        write("broken")
+    assert (folder / "weights").read_text() == "second"
+    rename = Path.rename
+
+    def fail_once(path: Path, target: Path) -> Path:
+        if path.name == ".model.part":
+            raise PermissionError("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(PermissionError):
+        write("third")
+    monkeypatch.undo()
+    assert (folder / "weights").read_text() == "second"
+    folder.rename(tmp_path / ".model.earlier")  # as a kill between the two renames leaves it
+    with pytest.raises(StorageError):
+        write("broken")
+    assert (folder / "weights").read_text() == "second"
+    write("fourth")
+    assert (folder / "weights").read_text() == "fourth"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_place_is_a_path_or_a_uri(tmp_path: Path) -> None:

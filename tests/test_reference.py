@@ -10,7 +10,7 @@ from metaalign.config import EvaluateConfig
 from metaalign.errors import ModelError
 from metaalign.evaluate.reference import choose_reference
 from metaalign.folders import weights_fingerprint
-from metaalign.train.export import RECIPE_FILE
+from metaalign.train.checkpoints.recipe import RECIPE_FILE
 
 
 @pytest.fixture

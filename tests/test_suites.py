@@ -26,7 +26,7 @@ from metaalign.generate.embedded import EmbeddedEngine, Sampling
 from metaalign.store.token_store import CASES_FILE, TokenStore
 from metaalign.template import prompt_segments
 from metaalign.tracking import open_run
-from metaalign.train.export import RECIPE_FILE
+from metaalign.train.checkpoints.recipe import RECIPE_FILE
 from tests.conftest import tiny_examples
 from tests.tiny_model import plain_logprob, save_tiny_model
 

@@ -12,44 +12,32 @@ Knows no Ray.
 
 import json
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
 
 from metaalign.config import ExportConfig, resolve
 from metaalign.config.sections import LoraConfig
 from metaalign.errors import CheckpointError
-from metaalign.folders import Folder, checkpoints_place
+from metaalign.folders import Folder, whole_folder
 from metaalign.template import TEMPLATE_FILE, Template
 from metaalign.tracking import Run
 from metaalign.train.checkpoints.checkpoint_format import iterate_weights, read_manifest
 from metaalign.train.checkpoints.history import choose_checkpoint
-from metaalign.train.loop.results import read_result, write_json
-from metaalign.train.model.adapters import add_adapters, merge_adapters
-from metaalign.train.model.loading import check_weights, load_config_of
-
-RECIPE_FILE = "recipe.json"
-"""In a run's folder, what export needs beside the checkpoints: written before the first step. In an
-exported folder the same, and `initial_weights`, the fingerprint of the model that the run started
-from."""
-
-MODEL_FOLDER = "model"
-"""In a run's folder: config and tokenizer of what is trained."""
+from metaalign.train.checkpoints.recipe import (
+    MODEL_FOLDER,
+    RECIPE_FILE,
+    checkpoints_of,
+    read_recipe,
+)
+from metaalign.train.loop.results import read_result
+from metaalign.train.model.loading import check_weights
+from metaalign.train.model.writing import write_generation_config, write_merged, write_model
 
 CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
-
-
-def write_recipe(folder: Path, *, initial: str, template: Template, recipe: dict[str, Any]) -> None:
-    """Keep in the run's folder what the model is, apart from its weights."""
-    load_config_of(initial).save_pretrained(folder / MODEL_FOLDER)
-    template.save(folder / MODEL_FOLDER)
-    write_json(folder / RECIPE_FILE, recipe)
 
 
 def run_export(config: ExportConfig, run: Run | None = None) -> Path:
@@ -63,8 +51,8 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
     """
     source = resolve(config.storage, config.run)
     target = resolve(config.storage, config.output)
-    recipe = _read_recipe(source)
-    place = _checkpoints(source, recipe)
+    recipe = read_recipe(source)
+    place = checkpoints_of(source, recipe)
     checkpoint = choose_checkpoint(place, config.checkpoint)
     if checkpoint is None:
         raise CheckpointError(
@@ -73,19 +61,15 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
         )
     _check_target(source, target)
     template = Template.verify(source / MODEL_FOLDER)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if recipe["config"]["model"]["lora"] is None:
-        _save_model(checkpoint, source / MODEL_FOLDER, getattr(torch, recipe["dtype"]), partial)
-    else:
-        _merged(checkpoint, recipe).save_pretrained(partial)
-    _generation_config(template, partial)
-    template.save(partial)
-    _keep_recipe(recipe, checkpoint, partial)
-    numbers = _numbers(source, checkpoint)
-    (partial / CARD_FILE).write_text(_card(target.name, recipe, numbers), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    if run is not None:
+        run.log_params(config.model_dump(mode="json"))
+    card = _card(target.name, recipe, _numbers(source, checkpoint))
+    with whole_folder(target) as unfinished:
+        _write_weights(unfinished, source, checkpoint, recipe)
+        write_generation_config(unfinished, template)
+        template.save(unfinished)
+        _keep_recipe(recipe, checkpoint, unfinished)
+        (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
     logger.info("exported %s to %s", checkpoint, target)
     if run is not None:
         run.log_artifact(target / CARD_FILE)
@@ -93,27 +77,6 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
             tracking = config.tracking
             run.register_model(target, config.tracking.registered_model, tracking.alias)
     return target
-
-
-def _read_recipe(source: Path) -> dict[str, Any]:
-    try:
-        return json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        found = "is of no training run" if source.is_dir() else "does not exist"
-        raise CheckpointError(
-            f"{source}: the run's folder {found}; run the sft or dpo job first, or set `run`"
-        ) from None
-
-
-def kept_before(source: Path) -> str | None:
-    """Where the checkpoints of the run that began in a folder are kept; None where none did."""
-    return _checkpoints(source, _read_recipe(source)) if (source / RECIPE_FILE).is_file() else None
-
-
-def _checkpoints(source: Path, recipe: dict[str, Any]) -> str:
-    """Where the run's checkpoints are kept; the run's folder may have been moved since."""
-    config = recipe["config"]
-    return checkpoints_place(source, config["checkpoint"].get("storage"), config["output"])
 
 
 def _check_target(source: Path, target: Path) -> None:
@@ -126,50 +89,34 @@ def _check_target(source: Path, target: Path) -> None:
         )
 
 
-def _save_model(checkpoint: Folder, model_folder: Path, dtype: torch.dtype, folder: Path) -> None:
-    """Write config and weights. The model is held once, in `dtype`, beside one float32 tensor."""
-    config = load_config_of(model_folder)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    shapes = {f"model.{name}": list(value.shape) for name, value in model.named_parameters()}
-    if read_manifest(checkpoint)["shapes"] != shapes:
-        raise CheckpointError(f"{checkpoint}: its tensors are not those of {model_folder}")
-    weights = {
-        name.removeprefix("model."): value.to(dtype) for name, value in iterate_weights(checkpoint)
-    }
-    model.save_pretrained(folder, state_dict=weights)
-
-
-def _merged(checkpoint: Folder, recipe: dict[str, Any]) -> Any:
-    """The model that adapters were trained on, with the checkpoint's merged into it."""
-    initial, settings = recipe["initial"], recipe["config"]["model"]
+def _write_weights(folder: Path, source: Path, checkpoint: Folder, recipe: dict[str, Any]) -> None:
+    weights, manifest = iterate_weights(checkpoint), read_manifest(checkpoint)
+    settings, dtype = recipe["config"]["model"], getattr(torch, recipe["dtype"])
+    if settings["lora"] is None:
+        place, shapes = source / MODEL_FOLDER, manifest["shapes"]
+        write_model(folder, weights, config_folder=place, shapes=shapes, dtype=dtype)
+        return
+    initial = recipe["initial"]
     if not Path(initial).is_dir():
         raise CheckpointError(
             f"{checkpoint}: its adapters belong to the model in {initial}, which is gone"
         )
-    check_weights(initial, read_manifest(checkpoint)["identity"]["model"])
-    model = AutoModelForCausalLM.from_pretrained(initial, dtype=getattr(torch, recipe["dtype"]))
-    tuner = add_adapters(
-        model,
-        LoraConfig.model_validate(settings["lora"]),
+    check_weights(initial, manifest["identity"]["model"])
+    write_merged(
+        folder,
+        weights,
+        initial=initial,
+        lora=LoraConfig.model_validate(settings["lora"]),
         train_vocabulary=recipe["train_vocabulary"],
         seed=settings["seed"],
+        dtype=dtype,
     )
-    weights = iterate_weights(checkpoint)
-    return merge_adapters(tuner, ((name.removeprefix("model."), value) for name, value in weights))
 
 
 def _keep_recipe(recipe: dict[str, Any], checkpoint: Folder, folder: Path) -> None:
     """Tell in the exported folder what the model was trained from: its reference."""
-    weights = read_manifest(checkpoint)["identity"]["model"]
-    write_json(folder / RECIPE_FILE, {**recipe, "initial_weights": weights})
-
-
-def _generation_config(template: Template, folder: Path) -> None:
-    """Servers stop at the template's end token and pad with it."""
-    GenerationConfig(
-        bos_token_id=template.bos_id, eos_token_id=template.eos_id, pad_token_id=template.eos_id
-    ).save_pretrained(folder)
+    kept = {**recipe, "initial_weights": read_manifest(checkpoint)["identity"]["model"]}
+    (folder / RECIPE_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _numbers(source: Path, checkpoint: Folder) -> dict[str, Any]:

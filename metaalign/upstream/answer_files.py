@@ -11,10 +11,11 @@ import asyncio
 import errno
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
+
+from metaalign.folders import whole_file
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What disks without hard links answer."""
@@ -50,34 +51,30 @@ class Answers:
         """
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
+        with whole_file(file) as unfinished:
             unfinished.write_text(json.dumps(answer), encoding="utf-8")
-            if replace or (file.exists() and self.find(key) is None):
-                os.replace(unfinished, file)
-            else:
-                _put(unfinished, file)
-        except FileExistsError:
-            pass
-        finally:
-            unfinished.unlink(missing_ok=True)
+            spoiled = file.exists() and self.find(key) is None
+            if not replace and not spoiled:
+                _put_first(unfinished, file)
         return self.find(key) or answer
 
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key[2:]}.json"
 
 
-def _put(unfinished: Path, file: Path) -> None:
-    """Put a file in its place unless one is there; almost surely so where a disk has no links.
+def _put_first(unfinished: Path, file: Path) -> None:
+    """Put a file in its place unless one is there.
 
-    Raises:
-        FileExistsError: one is there.
+    A rename would replace what another process has put there in this moment, and a link does not.
+    On a disk without links, `whole_file` renames what is left here if no file is there yet.
     """
     try:
         os.link(unfinished, file)
+    except FileExistsError:
+        pass
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if file.exists():
-            raise FileExistsError(file) from error
-        os.replace(unfinished, file)
+        if not file.exists():
+            return
+    unfinished.unlink()

@@ -10,12 +10,12 @@ Knows no engine and no Ray.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metaalign.folders import write_whole
 from metaalign.train.losses.pairs import Gaps
 
 RESULT_FILE = "result.json"
@@ -74,14 +74,7 @@ def _ratio_of_sums(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> n
 
 def write_result(folder: str | Path, result: dict[str, Any]) -> None:
     """Put result.json into the run's folder, whole or not at all."""
-    write_json(Path(folder) / RESULT_FILE, result)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(Path(folder) / RESULT_FILE, json.dumps(result, indent=2) + "\n")
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
