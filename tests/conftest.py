@@ -32,10 +32,11 @@ def _one_thread_each() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _kept_workers() -> Iterator[None]:
-    """Processes that several tests use end with the last one."""
+def _shared_processes() -> Iterator[None]:
+    """Processes that several modules share end with the last test."""
     yield
     close_pools()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +48,8 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs, whose workers find the package."""
+def ray_cluster() -> None:
+    """A local Ray of two CPUs, whose workers find the package. It runs on for the next module."""
     root = str(Path(__file__).resolve().parents[1])
     ray.init(
         num_cpus=2,
@@ -57,7 +58,11 @@ def ray_cluster() -> Iterator[None]:
         ignore_reinit_error=True,
         runtime_env={"env_vars": {"PYTHONPATH": root}},
     )
-    yield
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> None:
+    """No Ray runs yet: the module starts one of its own."""
     ray.shutdown()
 
 

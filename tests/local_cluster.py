@@ -165,6 +165,7 @@ def meanwhile(action: Callable[[], object]) -> Iterator[None]:
 def local_cluster(num_nodes: int) -> Iterator[LocalCluster]:
     """Connects this process as the driver; the workers find the package."""
     root = str(Path(__file__).resolve().parents[1])
+    ray.shutdown()  # the one that other modules share
     os.environ.update(FAST_RESTART)
     cluster = LocalCluster(num_nodes)
     try:

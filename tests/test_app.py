@@ -47,13 +47,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
 
 
 @pytest.fixture(scope="module")
-def url(config: ServeConfig) -> Iterator[str]:
+def url(config: ServeConfig, ray_cluster: None) -> Iterator[str]:  # noqa: ARG001
     """A running endpoint."""
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
     url = run_serve(config, block=False)
     yield url
     stop_serve()
-    ray.shutdown()
 
 
 def test_a_port_in_use_is_found_before_anything_starts(config: ServeConfig) -> None:

@@ -1,13 +1,11 @@
 """Files and recipes to a store, on a real local Ray."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from metaalign.config import PrepareConfig
@@ -28,11 +26,7 @@ PAIR = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def config_of(storage: Path, **settings: Any) -> PrepareConfig:

@@ -42,6 +42,7 @@ def test_trl_gets_the_same_conversation_with_the_better_answer_chosen() -> None:
 
 @pytest.fixture
 def _local_ray() -> Iterator[None]:
+    ray.shutdown()
     ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True, log_to_driver=False)
     yield
     ray.shutdown()

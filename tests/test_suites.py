@@ -3,13 +3,12 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from metaalign.config import EvaluateConfig
@@ -64,14 +63,7 @@ def config(storage: Path) -> EvaluateConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_job_reports_what_the_models_answer(
     config: EvaluateConfig, storage: Path, cases: list[Case]
 ) -> None:
@@ -106,7 +98,7 @@ def test_the_job_reports_what_the_models_answer(
     assert {"evaluation/report.json", "evaluation/metrics.png"} <= logged
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_more_workers_than_processors_are_refused(
     config: EvaluateConfig, cases: list[Case]
 ) -> None:
@@ -137,7 +129,7 @@ def test_a_worker_answers_mixed_rows_with_the_right_model(
         assert answer == engine.template.decode(wanted.tokens)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_store_of_pairs_alone_is_compared_with_the_start_of_dpo(
     storage: Path, tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:
@@ -180,7 +172,7 @@ def test_a_store_of_pairs_alone_is_compared_with_the_start_of_dpo(
     assert metrics["eval/after/sft_loss"] == held_out["sft_loss"]["after"]
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_store_without_anything_to_evaluate_on_is_named(
     storage: Path, tmp_path: Path, make_store: Callable[..., TokenStore], config: EvaluateConfig
 ) -> None:
