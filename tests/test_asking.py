@@ -41,7 +41,7 @@ def config_of(storage: Path, url: str, **settings: Any) -> PrepareConfig:
         "storage": str(storage),
         "tokenizer": {"vocabulary_size": 300},
         "teachers": {"t": teacher},
-        "held_out_ratio": 0,
+        **({"held_out_ratio": 0} if "sources" in settings else {}),
     }
     return PrepareConfig.model_validate({**base, **settings})
 
