@@ -49,7 +49,7 @@ MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "stat
         (DbrxConfig(max_seq_len=80), 80),
         (RwkvConfig(context_length=81), 81),
         (WhisperConfig(max_target_positions=82), 82),
-        (BloomConfig(seq_length=83), 83),  # as in the published config.json of Bloom
+        (BloomConfig(seq_length=83), 83),  # as published
         (Gemma3Config(text_config={"max_position_embeddings": 84}), 84),
         (BloomConfig(), None),
         (MambaConfig(), None),
@@ -147,3 +147,15 @@ def test_a_lowered_context_leaves_longer_examples_out_and_the_model_as_it_is(
     assert lengths[0].tolist() == [length for length in lengths[1].tolist() if length <= 30]
     with pytest.raises(ModelError, match=r"model\.context 300: the model takes 256"):
         prepare_task(config_of(tmp_path, {"architecture": ARCHITECTURE, "context": 300}), "cpu")
+
+
+def test_padding_of_a_row_of_one_sequence_ends_at_the_models_last_position(
+    tmp_path: Path, make_store: Callable[..., TokenStore]
+) -> None:
+    make_store(tmp_path / "store")
+    # The store's longest sequence has 37 tokens, and rows are multiples of 8: 40.
+    gpt2 = {"model_type": "gpt2", "n_positions": 37, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = {"architecture": gpt2, "layout": "single"}
+    task = begin_run(prepare_task(config_of(tmp_path, model), "cpu"))
+    assert gather_materials(task).plan.selection.sequence_length.max() == 37
+    run_task(task, PlainEngine(build_policy(task, None), task.config.optimizer))

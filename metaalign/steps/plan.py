@@ -71,6 +71,10 @@ class Packing:
     layout: Layout
     length_multiple: int = LENGTH_MULTIPLE
     """What a row's length is a multiple of, unless the budget is shorter."""
+    context: int | None = None
+    """Tokens that the model takes. A row of one sequence is not padded beyond it: padding has
+    positions of its own there, and some models end at their last position or compute every token
+    anew beyond it (dynamic RoPE). None has no bound."""
 
     def __post_init__(self) -> None:
         single = self.layout == "single"
@@ -141,13 +145,15 @@ class Packing:
         height = np.ones(len(bins), dtype=np.int64)
         if self.layout == "single":
             height = self.selection.response_count[np.concatenate(bins)]
-        length = -(-longest // self.length_multiple) * self.length_multiple
+        length = min(self.budget, -(-longest // self.length_multiple) * self.length_multiple)
+        if self.layout == "single" and self.context is not None:
+            length = min(length, self.context)
         return MicroLayout(
             bins_by_rank=tuple(tuple(tuple(bins[i].tolist()) for i in own) for own in dealt),
             layout=self.layout,
             num_rows=max(int(height[own].sum()) for own in dealt),
             num_targets=max(int(targets[own].sum()) for own in dealt),
-            length=min(length, self.budget),
+            length=length,
         )
 
 

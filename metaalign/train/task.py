@@ -128,9 +128,10 @@ def with_references(task: Task, template: Template) -> Task:
     for path in config.loss.references if isinstance(config, DPOConfig) else ():
         source = find_reference(path, template, config.storage)
         model_config = load_config_of(source)
-        choose_layout(model_config, task.layout, task.attention)
+        context = min(task.context, stated_context(model_config) or task.context)
+        budget = config.batch.budget
+        choose_layout(model_config, task.layout, task.attention, context=context, budget=budget)
         weights = weights_fingerprint(source) if Path(source).is_dir() else source
-        context = stated_context(model_config) or task.context
         found.append(Reference(source, weights, context))
     context = min([task.context, *(reference.context for reference in found)])
     return replace(task, context=context, references=tuple(found))
@@ -251,4 +252,5 @@ def _packing(task: Task, store: TokenStore, selection: Selection) -> Packing:
         rows=batch.rows,
         layout=task.layout,
         length_multiple=BLOCK if task.attention == "flex_attention" else LENGTH_MULTIPLE,
+        context=task.context,
     )

@@ -20,6 +20,7 @@ from metaalign.train.engines.zero import (
 from metaalign.train.model.adapters import add_adapters
 from metaalign.train.model.loading import check_weights, load_config_of, load_policy
 from metaalign.train.model.policy import Policy
+from metaalign.train.model.probe import check_on_device
 from metaalign.train.task import Task
 
 OpenReference = Callable[[Task, torch.device], AbstractContextManager[ForwardEngine]]
@@ -30,6 +31,7 @@ def start_engine(task: Task, device: torch.device) -> ZeroEngine:
 
     Raises:
         ModelError: the initial model is no longer what the driver found.
+        LayoutError: on this device, what the driver chose is not exact.
     """
     quiet_deepspeed()
     join_deepspeed()
@@ -37,6 +39,8 @@ def start_engine(task: Task, device: torch.device) -> ZeroEngine:
         # NCCL talks over the current device; under Ray that is the node's first until it is set.
         torch.cuda.set_device(device)
     from_first(lambda: check_weights(task.initial, task.weights))
+    if device.type != "cpu":  # what a CPU runs, the driver has tried
+        from_first(lambda: check_models(task, device))
     config = task.config
     settings = deepspeed_settings(
         config.zero,
@@ -51,6 +55,24 @@ def start_engine(task: Task, device: torch.device) -> ZeroEngine:
         dtype=task.torch_dtype,
         device=device,
     )
+
+
+def check_models(task: Task, device: torch.device) -> None:
+    """Is each model exact in the task's layout with the kernel, device and precision that train?
+
+    Raises:
+        LayoutError: one is not; names the layer type, and the setting to change.
+    """
+    for source in (task.initial, *(reference.source for reference in task.references)):
+        check_on_device(
+            load_config_of(source),
+            task.layout,
+            task.attention,
+            context=task.context,
+            budget=task.config.batch.budget,
+            device=device,
+            dtype=task.torch_dtype,
+        )
 
 
 def build_policy(task: Task, deepspeed: dict[str, Any] | None) -> Policy:

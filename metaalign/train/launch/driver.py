@@ -87,12 +87,20 @@ def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     model_config = load_config_of(initial)
     if config.model.lora is None:
         check_carried(model_config)  # with adapters, all that is not trained stays in `initial`
+    context = context_of(model_config, config.model.context)
+    layout = choose_layout(
+        model_config,
+        config.model.layout,
+        attention,
+        context=context,
+        budget=config.batch.budget,
+    )
     task = Task(
         config=config,
         initial=str(initial),
         weights=weights_fingerprint(initial),
-        context=context_of(model_config, config.model.context),
-        layout=choose_layout(model_config, config.model.layout, attention),
+        context=context,
+        layout=layout,
         attention=attention,
         dtype=dtype,
         device_type=device_type,

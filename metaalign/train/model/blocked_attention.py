@@ -71,8 +71,7 @@ def blocked_sdpa(
     Returns:
         (R, L, A, D), and no weights.
     """
-    fits = query.shape[-1] == value.shape[-1] and query.device.type == "cpu"
-    if attention_mask is None or query.shape[2] <= BLOCK_QUERIES or not fits:
+    if attention_mask is None or not _fits(query, value, attention_mask):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **settings
         )
@@ -85,6 +84,13 @@ def blocked_sdpa(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output: Any = _Blocked.apply(query, key, value, blocks, scale)
     return output.transpose(1, 2), None
+
+
+def _fits(query: Tensor, value: Tensor, mask: Tensor) -> bool:
+    """Whether there is what blocks can leave out. Doge hands in what it adds to the scores."""
+    on_cpu = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+    long = query.shape[2] > BLOCK_QUERIES
+    return on_cpu and long and mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 class _Blocked(torch.autograd.Function):

@@ -24,12 +24,27 @@ _KEYS = (
 """The names that architectures have for it; the first that is a positive number counts."""
 
 
+def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the language model, which a model of several kinds of input has within.
+
+    Raises:
+        ModelError: it has several.
+    """
+    try:
+        return config.get_text_config()
+    except ValueError as error:
+        raise ModelError(
+            f"{config.model_type}: the model is made of several language models, and metaalign "
+            "trains one causal language model; give another in model.path"
+        ) from error
+
+
 def stated_context(config: PretrainedConfig) -> int | None:
     """Tokens of a sequence at most, prompt and response together, as the model's config says.
 
     None where it says nothing, as with Bloom, Mamba and other models without a position table.
     """
-    text_config = config.get_text_config(decoder=True)
+    text_config = text_config_of(config)
     for name in _KEYS:
         value = getattr(text_config, name, None)
         if isinstance(value, int) and value > 0:
@@ -66,4 +81,4 @@ def context_of(config: PretrainedConfig, asked: int | None = None) -> int:
 def state_context(config: PretrainedConfig, context: int) -> None:
     """Write the context into the config of a model that states none."""
     if stated_context(config) is None:
-        setattr(config.get_text_config(decoder=True), STATED_AS, context)
+        setattr(text_config_of(config), STATED_AS, context)

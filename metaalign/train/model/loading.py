@@ -225,7 +225,7 @@ def load_policy(
         adapt: Puts adapters into the model; None trains all of it.
     """
     config = load_config_of(folder)
-    switch_off_dropout(config)
+    switch_off_noise(config)
     config.use_cache = False
     stage = 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
     # from_pretrained finds these settings through a weak reference, as long as they live.
@@ -337,10 +337,15 @@ def _identity(
     return json.dumps({**identity, "template": template.fingerprint}, sort_keys=True)
 
 
-def switch_off_dropout(config: PretrainedConfig) -> None:
-    """One draw on a shared token is not the draw that two sequences would make."""
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for name, value in list(vars(part).items()):
-            if "drop" in name and isinstance(value, float) and value > 0:
-                logger.info("%s set from %s to 0: rows share tokens", name, value)
-                setattr(part, name, 0.0)
+def switch_off_noise(config: PretrainedConfig) -> None:
+    """Dropout and router jitter to 0: one draw on a shared token is not the draw that two
+    sequences would make."""
+    values = vars(config)
+    parts = [part for part in values.values() if isinstance(part, PretrainedConfig)]
+    for part in parts:
+        switch_off_noise(part)
+    for name, value in list(values.items()):
+        noisy = "drop" in name or "jitter" in name
+        if noisy and isinstance(value, float) and value > 0:
+            logger.info("%s set from %s to 0: rows share tokens", name, value)
+            setattr(config, name, 0.0)

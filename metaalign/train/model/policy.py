@@ -129,9 +129,9 @@ class _TargetLogprobs(torch.autograd.Function):
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head. Llama-4's text model names itself; its decoder is one below."""
+    """The model without its head. Llama-4's text model names itself, and ModernBERT its head."""
     decoder = model.get_decoder()
-    return model.model if decoder is model else decoder
+    return model.model if decoder is model or decoder is head_of(model) else decoder
 
 
 def head_of(model: PreTrainedModel) -> nn.Module:

@@ -1,271 +1,261 @@
 """Which layout an architecture can be fed with, found before any worker starts.
 
 transformers does not say when a mask is not obeyed, so a tiny copy of the model, every layer type
-in it and windows shorter than the test, is fed with rows and compared with `model.forward` on one
-sequence after the other. Knows no data and no weights.
+in it and every length shorter than the test, is fed with rows, packed in two ways, and compared
+with `model.forward` on one sequence after the other: log-probabilities and gradients, with the
+kernel that trains. Knows no data and no weights.
 """
 
-import copy
 import logging
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers import logging as transformers_logging
+from transformers import PretrainedConfig, PreTrainedModel
 
-from metaalign.errors import LayoutError, ModelError
+from metaalign.errors import LayoutError
 from metaalign.steps.plan import Layout
-from metaalign.steps.trees import Rows, Sequence, lay_out_rows
-from metaalign.train.model.attention import Kernel, supported_kernel
-from metaalign.train.model.loading import switch_off_dropout
-from metaalign.train.model.policy import Policy, after_head, decoder_of, head_of, to_tensors
+from metaalign.steps.trees import Sequence
+from metaalign.train.model.attention import Kernel, layer_localities, supported_kernel
+from metaalign.train.model.context import stated_context, text_config_of
+from metaalign.train.model.packings import MicroBatch, packings, probe_sequences
+from metaalign.train.model.policy import Policy, decoder_of, to_tensors
+from metaalign.train.model.tiny_copy import VOCABULARY, Reach, lengths_of
+from metaalign.train.model.tiny_model import FEEDING_ERRORS, Copies, check_feedable, draw_copies
 
-TOLERANCE = 1e-4
-"""Largest difference of a log-probability, in nats. A mask that is not obeyed costs far more."""
-
-WINDOW = 5
-"""Windows and chunks of the tiny copy, in tokens; the test's sequences are longer."""
-
-VOCABULARY = 64
-
-_FEEDING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
-)
-"""What a model's code raises on input or sizes that it was not written for."""
+Attention = Literal["sdpa", "flex_attention"]
 
 logger = logging.getLogger(__name__)
+
+
+class Tolerance(NamedTuple):
+    """What rounding may change. A mask that is not obeyed changes far more."""
+
+    logprob: float
+    """Of a log-probability, in nats: the largest difference, or in bfloat16 the mean one, since
+    there a token may be routed to another expert."""
+    gradient: float
+    """Of the norm of the gradient's difference, as a share of the norm of the gradient."""
+
+
+TOLERANCES = {
+    torch.float64: Tolerance(1e-4, 1e-4),
+    torch.float32: Tolerance(1e-4, 1e-3),
+    torch.bfloat16: Tolerance(0.05, 0.2),
+}
 
 
 def choose_layout(
     config: PretrainedConfig,
     layout: Literal["auto", "tree", "single"],
-    attention: Literal["sdpa", "flex_attention"] = "sdpa",
+    attention: Attention = "sdpa",
+    *,
+    context: int | None = None,
+    budget: int | None = None,
 ) -> Layout:
     """The layout to train with: trees where they are exact and allowed, else one sequence a row.
 
+    A length in the config that no row of the run reaches cannot be crossed, and is not.
+
+    Args:
+        context: Tokens of the run's longest sequence. None is what the model's config states.
+        budget: Tokens of its longest row. None has no bound.
+
     Raises:
         LayoutError: the layout that was asked for, or any, is not exact; names the layer type.
-        ModelError: the kernel is not supported, or what follows the head is not known.
+        ModelError: the kernel is not supported, or no layout could feed such a model.
     """
-    text_config = config.get_text_config()
-    supported_kernel(text_config, attention)
-    model = _tiny_model(text_config)
+    config = text_config_of(config)
+    reaches = _reaches(config, context, budget)
     if layout != "single":
-        refusal = _refusal(model, "tree")
+        refusal = _unmasked(config)
         if refusal is None:
-            return "tree"
-        _check_head(model)
+            refusal = _refusal(config, attention, reaches["tree"])
+            if refusal is None:
+                return "tree"
+            refusal += _shorter(config, attention, reaches["tree"])
         if layout == "tree":
-            raise LayoutError(f"{refusal}; set model.layout to auto or single")
+            raise LayoutError(f"{refusal}; or set model.layout to auto or single")
         logger.warning("%s; taking one sequence a row", refusal)
-    refusal = _refusal(model, "single")
+    refusal = _refusal(config, attention, reaches["single"])
     if refusal is not None:
-        _check_head(model)
-        raise LayoutError(f"{refusal}; no layout feeds this model, so take another")
+        raise LayoutError(refusal + _remedy(config, attention, reaches["single"]))
     return "single"
 
 
-def tiny_copy(config: PretrainedConfig) -> PretrainedConfig:
-    """The architecture at a width of 64, with one layer of each kind, two at least."""
-    tiny = copy.deepcopy(config)
-    count = config.num_hidden_layers
-    by_layer = {
-        name: list(values)
-        for name, values in vars(config).items()
-        if isinstance(values, list | tuple) and len(values) == count
-    }
-    numbers = [name for name, values in by_layer.items() if values == list(range(count))]
-    kinds = zip(*(by_layer[name] for name in by_layer if name not in numbers), strict=True)
-    first = {str(kind): layer for layer, kind in reversed(list(enumerate(kinds)))}
-    layers = sorted(first.values()) if len(first) > 1 else list(range(min(2, count)))
-    for name, values in by_layer.items():
-        kept = [values[layer] for layer in layers]
-        setattr(tiny, name, list(range(len(layers))) if name in numbers else kept)
-    heads = getattr(config, "num_attention_heads", 1)
-    groups = getattr(config, "num_key_value_heads", None)
-    sizes = {**_SIZES, "num_hidden_layers": len(layers)}
-    if hasattr(config, "qk_rope_head_dim"):
-        sizes["head_dim"] = sizes["qk_rope_head_dim"]
-    sizes["num_key_value_heads"] = 2 if groups and 1 < groups < heads else 1 if groups == 1 else 4
-    for name, size in sizes.items():
-        fixed = isinstance(getattr(type(config), name, None), property)
-        if isinstance(getattr(config, name, None), int) and not fixed:
-            setattr(tiny, name, size)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(tiny, name, None)
-    rope = getattr(tiny, "rope_parameters", None) or {}
-    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 1) // heads
-    for name in {"short_factor", "long_factor"} & set(rope):  # one number a rotated pair
-        rope[name] = rope[name][: len(rope[name]) * _SIZES["head_dim"] // size]
-    return tiny
-
-
-_SIZES = {
-    "hidden_size": 64,
-    "word_embed_proj_dim": 64,
-    "intermediate_size": 96,
-    "intermediate_size_mlp": 96,
-    "ffn_dim": 96,
-    "vocab_size": VOCABULARY,
-    "vocab_size_per_layer_input": VOCABULARY,
-    "num_attention_heads": 4,
-    "head_dim": 16,
-    "global_head_dim": 16,
-    "rotary_dim": 8,
-    "lru_width": 64,
-    "sliding_window": WINDOW,
-    "attention_chunk_size": WINDOW,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "mamba_d_ssm": 64,
-    "mamba_d_state": 16,
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_expand": 1,
-    "mamba_chunk_size": 16,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-}
-"""Settings of the tiny copy, where the architecture has them as numbers."""
-
-
-def _tiny_model(config: PretrainedConfig) -> PreTrainedModel:
-    """Random weights of the size that trained ones have, so that a wrong mask shows.
-
-    Float64, or float32 where that is all the model's kernels take (mixtures of experts).
+def check_on_device(
+    config: PretrainedConfig,
+    layout: Layout,
+    attention: Attention,
+    *,
+    context: int,
+    budget: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """The probe on the device and in the precision that train, which the driver may not have.
 
     Raises:
-        ModelError: the tiny copy cannot be built or run.
+        LayoutError: names the layer type, and the setting to change.
     """
-    kernel = supported_kernel(config, "sdpa")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    config = text_config_of(config)
+    reach = _reaches(config, context, budget)[layout]
+    refusal = _refusal(config, attention, reach, device=device, dtype=dtype)
+    if refusal is None:
+        return
+    refusal += f", with {attention} in {str(dtype).removeprefix('torch.')} on {device.type}"
+    if attention == "flex_attention":
+        refusal += "; set model.attention=sdpa"
+    raise LayoutError(refusal)
+
+
+def _reaches(
+    config: PretrainedConfig, context: int | None, budget: int | None
+) -> dict[Layout, Reach]:
+    """How far a run goes in either layout. A row of one sequence is never padded beyond it."""
+    row = float("inf") if budget is None else budget
+    sequence = min(row, context or stated_context(config) or float("inf"))
+    return {"tree": Reach(sequence, row, "tree"), "single": Reach(sequence, sequence, "single")}
+
+
+def _unmasked(config: PretrainedConfig) -> str | None:
+    """Why no mask feeds the model with trees: layers that see none. None where there are none."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            tiny = tiny_copy(config)
-            switch_off_dropout(tiny)
-            return _draw_model(tiny, kernel)
-    except _FEEDING_ERRORS as error:
-        raise ModelError(
-            f"{config.model_type}: a tiny copy of the model, on which layouts are tried before"
-            f" training, does not run: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-@torch.no_grad()
-def _draw_model(config: PretrainedConfig, kernel: Kernel) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        config, attn_implementation=kernel, dtype=torch.float32
-    ).train()  # as it trains: a router that draws noise must show
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            weight.normal_(std=weight.shape[-1] ** -0.5)
-    tokens = torch.arange(2 * WINDOW)[None]
-    try:
-        model.double()(input_ids=tokens, use_cache=False)
-    except RuntimeError:
-        model.float()(input_ids=tokens, use_cache=False)
-    return model
-
-
-@torch.no_grad()
-def _refusal(model: PreTrainedModel, layout: Layout) -> str | None:
-    """Why a layout does not feed this model, or None where it does."""
-    how = "prefix trees" if layout == "tree" else "one sequence a row"
-    who = f"{model.config.model_type}: layers of type {_layer_types(model)} cannot be fed as {how}"
-    kernel = supported_kernel(model.config, "sdpa")
-    policy = Policy(model, attention=kernel, layout=layout, chunk_targets=VOCABULARY)
-    rows, sequences = probe_rows(layout)
-    try:
-        logprobs = policy(to_tensors(rows))
+        layer_localities(config)
     except LayoutError as error:
         return str(error)
-    except _FEEDING_ERRORS as error:
-        return f"{who}: {type(error).__name__}: {error}"
-    plain = torch.cat([_plain_logprobs(model, sequence) for sequence in sequences])
-    error = float((logprobs - plain).abs().max())
-    if error <= TOLERANCE:
+    return None
+
+
+def _shorter(config: PretrainedConfig, attention: Attention, reach: Reach) -> str:
+    """Which length of the config a shorter run would not cross, as a clause for a message."""
+    setting = "batch.budget" if reach.layout == "tree" else "model.context"
+    lengths = {value: name for name, value in lengths_of(config) if 8 <= value < reach.row}
+    for length in sorted(lengths, reverse=True):
+        shorter = Reach(min(reach.sequence, length), length, reach.layout)
+        if _refusal(config, attention, shorter) is None:
+            return (
+                f"; it is exact up to {lengths[length]} ({length} tokens): set {setting} to at "
+                f"most {length}"
+            )
+    return ""
+
+
+def _remedy(config: PretrainedConfig, attention: Attention, reach: Reach) -> str:
+    """What to change where even one sequence a row is not exact, as a clause for a message."""
+    if attention == "flex_attention" and _refusal(config, "sdpa", reach) is None:
+        return "; set model.attention to sdpa"
+    return _shorter(config, attention, reach) or "; no layout feeds this model, so take another"
+
+
+def _refusal(
+    config: PretrainedConfig,
+    attention: Attention,
+    reach: Reach,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> str | None:
+    """Why a layout does not feed this model, or None where it does.
+
+    Args:
+        dtype: None is float64, or float32 where that is all that the model's code takes.
+
+    Raises:
+        ModelError: no layout could feed such a model.
+    """
+    kernel = supported_kernel(config, attention)
+    copies = draw_copies(config, reach, kernel, device=torch.device(device), dtype=dtype)
+    how = "prefix trees" if reach.layout == "tree" else "one sequence a row"
+    layers = f"layers of type {_layer_types(copies.fed)}"
+    try:
+        with _uncompiled(kernel, copies.fed.device):
+            found = _difference(copies, kernel, reach.layout)
+    except FEEDING_ERRORS as error:
+        found = f"{type(error).__name__}: {error}"
+    if found is None:
         return None
-    return f"{who}: a log-probability is {error:.2g} nats off"
+    check_feedable(copies.reference)
+    return f"{config.model_type}: {layers} cannot be fed as {how}: {found}"
+
+
+def _difference(copies: Copies, kernel: Kernel, layout: Layout) -> str | None:
+    """How far rows are from single sequences, or None where no further than by rounding."""
+    sequences = probe_sequences()
+    trains = not (kernel == "flex_attention" and copies.fed.device.type == "cpu")
+    tolerance = TOLERANCES[copies.fed.dtype]
+    policy = Policy(copies.fed, attention=kernel, layout=layout, chunk_targets=VOCABULARY)
+    with torch.set_grad_enabled(trains):
+        plain = [_plain_logprobs(copies.reference, sequence) for sequence in sequences]
+        if trains:
+            torch.cat(plain).dot(_weights(plain)).backward()
+        for packing in packings(sequences, layout):
+            copies.fed.zero_grad()
+            error = torch.cat([_feed(policy, micro, plain, trains) for micro in packing]).abs()
+            worst = float(error.mean() if copies.fed.dtype == torch.bfloat16 else error.max())
+            if not worst <= tolerance.logprob:
+                return f"a log-probability is {worst:.2g} nats off"
+            share = _gradient_error(copies) if trains else 0.0
+            if not share <= tolerance.gradient:
+                return f"the gradient is off by {share:.2g} of its norm"
+    return None
+
+
+def _feed(policy: Policy, micro: MicroBatch, plain: list[Tensor], trains: bool) -> Tensor:
+    """(T,) what the log-probabilities of a micro-batch differ by; adds to the gradient."""
+    logprobs = policy(to_tensors(micro.rows, policy.model.device))
+    weights = _weights(plain).split([len(each) for each in plain])
+    if trains:
+        own = torch.cat([weights[slot] for slot in micro.members])
+        logprobs.dot(own.to(logprobs)).backward()
+    wanted = torch.cat([plain[slot] for slot in micro.members]).detach()
+    return logprobs.detach().to(wanted) - wanted
+
+
+def _weights(plain: list[Tensor]) -> Tensor:
+    """(T,) of each target in the loss: of both signs, no two alike."""
+    total = torch.cat(plain).detach()
+    return torch.linspace(-1, 1, len(total), dtype=total.dtype, device=total.device)
+
+
+def _gradient_error(copies: Copies) -> float:
+    """The norm of the gradients' difference, over the norm of the reference's."""
+    difference = norm = 0.0
+    pairs = zip(copies.fed.parameters(), copies.reference.parameters(), strict=True)
+    for fed, reference in pairs:
+        wanted = torch.zeros_like(reference) if reference.grad is None else reference.grad
+        found = torch.zeros_like(reference) if fed.grad is None else fed.grad.to(reference.dtype)
+        difference += float((found - wanted).pow(2).sum())
+        norm += float(wanted.pow(2).sum())
+    return (difference / norm) ** 0.5
 
 
 def _plain_logprobs(model: PreTrainedModel, sequence: Sequence) -> Tensor:
     """(targets,) of one sequence alone, through the model's own forward."""
-    tokens = torch.from_numpy(sequence.tokens)[None]
+    tokens = torch.from_numpy(sequence.tokens)[None].to(model.device)
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[0]
     target = tokens[0, sequence.prompt_length :, None]
     return logprobs[sequence.prompt_length - 1 : -1].gather(1, target)[:, 0]
 
 
-@torch.no_grad()
-def _check_head(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are not the head's, scaled or capped as the table says."""
-    tokens = torch.arange(2 * WINDOW)[None]
-    try:
-        hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
-        logits = after_head(model.config)(head_of(model)(hidden))
-    except _FEEDING_ERRORS:
-        return  # the refusal that led here says what does not run
-    error = float((logits - model(input_ids=tokens, use_cache=False).logits).abs().max())
-    if not error <= TOLERANCE:
-        raise ModelError(
-            f"{model.config.model_type}: the model changes its logits after the head in a way that"
-            " metaalign does not know; add it to the table in metaalign/train/model/policy.py"
-        )
+@contextmanager
+def _uncompiled(kernel: Kernel, device: torch.device) -> Iterator[None]:
+    """On a CPU, FlexAttention as its definition: compiled, torch 2.13 takes no float64 there."""
+    plain: Any = nullcontext()
+    if kernel == "flex_attention" and device.type == "cpu":
+        plain = torch.compiler.set_stance("force_eager")
+    with plain:
+        yield
 
 
 def _layer_types(model: PreTrainedModel) -> str:
     """Names of the kinds of layers: the config's, or the classes of the decoder's layers."""
     names = set(getattr(model.config, "layer_types", None) or [])
     if not names:
-        stacks = [each for each in decoder_of(model).children() if isinstance(each, nn.ModuleList)]
-        names = {type(layer).__name__ for stack in stacks for layer in stack}
+        modules = decoder_of(model).modules()
+        stacks = [module for module in modules if isinstance(module, nn.ModuleList)]
+        names = {type(layer).__name__ for layer in (stacks[0] if stacks else [])}
     return ", ".join(map(repr, sorted(names)))
-
-
-def probe_rows(layout: Layout) -> tuple[Rows, list[Sequence]]:
-    """Three examples of two responses each, two of them with one meta-prompt in one row.
-
-    Sequences have 16 to 20 tokens, more than three windows.
-    """
-    rng = np.random.default_rng(0)
-    meta_prompt = rng.integers(0, VOCABULARY, 8)
-    sequences: list[Sequence] = []
-    for example in range(3):
-        prompt = np.append(meta_prompt, rng.integers(0, VOCABULARY, 4 + example))
-        for response in range(2):
-            tokens = np.append(prompt, rng.integers(0, VOCABULARY, 4 + 2 * response))
-            row = example // 2 if layout == "tree" else len(sequences)
-            sequences.append(Sequence(tokens, len(prompt), row))
-    targets = sum(len(sequence.tokens) - sequence.prompt_length for sequence in sequences)
-    rows = lay_out_rows(sequences, num_rows=sequences[-1].row + 1, num_targets=targets, length=64)
-    return rows, sequences
