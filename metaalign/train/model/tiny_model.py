@@ -69,8 +69,8 @@ def draw_copies(
             return _draw(config, reach, kernel, device, dtype)
     except FEEDING_ERRORS as error:
         raise ModelError(
-            f"{config.model_type}: layouts are tried on a small copy of the model before training, "
-            "and transformers cannot run one of this config (a setting may be missing): "
+            f"{config.model_type}: a tiny copy of the model, on which layouts are tried before"
+            " training, does not run in transformers; its config may lack a setting: "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
@@ -165,10 +165,11 @@ def check_feedable(model: PreTrainedModel) -> None:
             f"{name}: the model draws noise while it trains (its router, as a rule), so a token "
             "that sequences share would get one draw for all; such models are not supported"
         )
-    if not _close(changed[:, :-1], logits[:, :-1]):
-        hint = "; set is_decoder to true in its config.json" if _may_decode(model) else ""
+    encodes = getattr(model.config, "is_decoder", None) is False
+    if encodes and not _close(changed[:, :-1], logits[:, :-1]):
         raise ModelError(
-            f"{name}: a token sees those after it, so this is no causal language model{hint}"
+            f"{name}: a token sees those after it, so this is no causal language model; set "
+            "is_decoder to true in its config.json"
         )
     if not _close(known, logits):
         raise ModelError(
@@ -176,10 +177,6 @@ def check_feedable(model: PreTrainedModel) -> None:
             "in a way that metaalign does not know; add it to the table in "
             "metaalign/train/model/policy.py"
         )
-
-
-def _may_decode(model: PreTrainedModel) -> bool:
-    return getattr(model.config, "is_decoder", None) is False
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
