@@ -340,11 +340,9 @@ def _identity(
 def switch_off_noise(config: PretrainedConfig) -> None:
     """Dropout and router jitter to 0: one draw on a shared token is not the draw that two
     sequences would make."""
-    values = vars(config)
-    parts = [part for part in values.values() if isinstance(part, PretrainedConfig)]
-    for part in parts:
-        switch_off_noise(part)
-    for name, value in list(values.items()):
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            switch_off_noise(value)
         noisy = "drop" in name or "jitter" in name
         if noisy and isinstance(value, float) and value > 0:
             logger.info("%s set from %s to 0: rows share tokens", name, value)
