@@ -38,7 +38,7 @@ def test_another_metric_starts_the_search_anew() -> None:
 def test_patience_counts_measurements_without_a_better_one(
     patience: int | None, tired: bool
 ) -> None:
-    assert Best("loss", 0.1, 4, measured_since=2).tired(patience) is tired
+    assert Best("loss", 0.1, 4, measured_since=2).patience_exhausted(patience) is tired
 
 
 def test_every_metric_of_the_config_has_a_direction_and_survives_a_checkpoint() -> None:

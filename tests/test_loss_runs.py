@@ -271,7 +271,7 @@ def test_a_margin_that_the_loss_does_not_know_is_refused(
     examples = [replace(marked(example), margin=0.5) for example in tiny_examples()]
     make_store(tmp_path / "store", examples)
     task = task_of(tmp_path, make_store, "refused", {"name": name})
-    with pytest.raises(PlanError, match=rf"loss.name '{name}' knows no margin, and (\d+) of \1"):
+    with pytest.raises(PlanError, match=rf"loss.name '{name}' uses no margin, but (\d+) of \1"):
         gather_materials(task)
     gather_materials(task_of(tmp_path, make_store, "taken", {"name": "hinge"}))
 

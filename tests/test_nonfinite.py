@@ -11,7 +11,7 @@ import torch
 from metaalign.errors import TrainingError
 from metaalign.store.token_store import TokenStore
 from metaalign.train.engines.starting import build_policy
-from metaalign.train.loop.nonfinite import Witness
+from metaalign.train.loop.nonfinite import FiniteCheck
 from metaalign.train.loop.training_loop import Loss, Reader, train
 from metaalign.train.losses.pairs import SFTLoss
 from metaalign.train.task import Task, gather_materials
@@ -67,19 +67,22 @@ def test_where_only_the_loss_is_not_finite_its_micro_batch_is_named(task: Task) 
 def test_a_gradient_alone_names_the_examples_of_the_step(task: Task) -> None:
     store, plan, _ = gather_materials(task)
     error = error_of(task, SFTLoss(plan.selection, store.columns), OverflowingEngine)
-    assert "the gradient norm inf. Every log-prob was finite; the step held tiny.jsonl, " in error
+    assert (
+        "the gradient norm inf. Every log-prob was finite; the step's examples: tiny.jsonl, "
+        in error
+    )
     assert error.count(", row ") == len(plan.step(0)) == 7
 
 
 def test_many_examples_are_counted_not_listed(task: Task) -> None:
     store, plan, _ = gather_materials(task)
     engine = PlainEngine(build_policy(task, None), task.config.optimizer)
-    witness = Witness(engine, store, plan.selection)
-    witness.check(0, np.arange(20), loss=1.0, grad_norm=1.0)
+    finite_check = FiniteCheck(engine, store, plan.selection)
+    finite_check.check(0, np.arange(20), loss=1.0, grad_norm=1.0)
     with pytest.raises(
         TrainingError, match=r"(tiny.jsonl, row \d+; ){7}tiny.jsonl, row \d+ and 12"
     ):
-        witness.check(0, np.arange(20), loss=1.0, grad_norm=float("nan"))
+        finite_check.check(0, np.arange(20), loss=1.0, grad_norm=float("nan"))
 
 
 def test_every_worker_names_the_worker_that_met_it(

@@ -133,7 +133,7 @@ def test_measuring_without_held_out_examples_is_refused(
     held_out: dict[str, Any], setting: str, prepare: Callable[..., Any]
 ) -> None:
     batch = {"global_batch_size": 8}
-    with pytest.raises(ConfigError, match=f"{setting}: .*store holds no example out"):
+    with pytest.raises(ConfigError, match=f"{setting}: .*store has no held-out example"):
         prepare(plain_pairs(), batch, held_out=held_out)
     assert prepare(plain_pairs(), batch)
     assert prepare(plain_pairs(held_out=4), batch, held_out=held_out)

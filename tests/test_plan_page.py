@@ -111,7 +111,7 @@ def test_the_numbers_are_those_of_the_plan(page_of: Callable[..., str]) -> None:
     assert (
         "steps 4 optimizer steps, 4 an epoch: length.epochs 1 x 13 examples / 4 a step, rounded up"
     ) in text
-    assert "store holds no example out" in text
+    assert "store has no held-out example" in text
 
 
 def test_steps_that_are_given_are_told_so_and_so_are_groups(page_of: Callable[..., str]) -> None:

@@ -1,6 +1,6 @@
-"""A training job as plain values, and what follows from them alike on the driver and a worker.
+"""A training job as plain values, and its store and plan, the same on the driver and the workers.
 
-Knows no engine and no Ray.
+Imports neither an engine nor Ray.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from metaalign.train.model.loading import find_reference, load_config_of
 from metaalign.train.model.probe import choose_layout
 
 EXAMPLES_PER_SWEEP_STEP = 512
-"""Examples of one shard of a reference pass, and of one part of a measurement."""
+"""Number of examples in one shard of a reference pass, and in one step of a measurement."""
 
 TrainingConfig = SFTConfig | DPOConfig
 DeviceType = Literal["cpu", "cuda"]
@@ -43,37 +43,37 @@ Attention = Literal["sdpa", "flex_attention"]
 
 
 class Reference(NamedTuple):
-    """A model that training pulls towards beside its start."""
+    """A further reference model, in addition to the initial model."""
 
     source: str
     """Hugging Face folder or hub name."""
     weights: str
-    """Its fingerprint; of a hub name the name."""
+    """Fingerprint of its weights; for a hub name the name itself."""
     context: int
-    """Tokens that it can take."""
+    """Its context length in tokens."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the driver found out and decided."""
+    """A run's settings, and what the driver derived from them."""
 
     config: TrainingConfig
     initial: str
-    """Hugging Face folder that training starts from."""
+    """Hugging Face folder of the initial model, from which training starts."""
     weights: str
-    """Its fingerprint."""
+    """Fingerprint of the initial model's weights."""
     context: int
-    """Tokens that the model, and every further reference, can take."""
+    """Smallest context length, in tokens, of the model and the further references."""
     layout: Layout
     attention: Attention
     dtype: Literal["float32", "bfloat16"]
     device_type: DeviceType
     references: tuple[Reference, ...] = ()
-    """Further references, beside the start."""
+    """Further references, in addition to the initial model."""
     train_vocabulary: bool = False
-    """Whether embeddings and head are trained beside adapters."""
+    """Whether embeddings and head are trained together with the adapters."""
     owner: str | None = None
-    """The name under which the job owns the run's folder, once it began."""
+    """Name under which the job owns the run's folder. None until the run begins."""
 
     @property
     def job(self) -> Literal["sft", "dpo"]:
@@ -85,23 +85,23 @@ class Task:
 
     @property
     def folder(self) -> str:
-        """Where the run keeps its recipe and result."""
+        """Folder of the run's recipe and result."""
         return str(resolve(self.config.storage, self.config.output))
 
     @property
     def checkpoints(self) -> str:
-        """Where the run keeps its checkpoints: a path or URI."""
+        """Path or URI of the folder of the run's checkpoints."""
         config = self.config
         return checkpoints_place(self.folder, config.checkpoint.storage, config.output)
 
     def to_plain(self) -> dict[str, Any]:
-        """Values that cross processes."""
+        """A JSON object, to send to another process."""
         plain = {name: value for name, value in asdict(self).items() if name != "config"}
         return {**plain, "job": self.job, "config": self.config.model_dump(mode="json")}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Task":
-        """The inverse of `to_plain`; checks every setting again."""
+        """The inverse of `to_plain`. Validates every setting again."""
         values = dict(plain)
         values["references"] = tuple(Reference(*each) for each in values["references"])
         model = {"sft": SFTConfig, "dpo": DPOConfig}[values.pop("job")]
@@ -109,20 +109,20 @@ class Task:
 
 
 class Materials(NamedTuple):
-    """What a task trains on and measures."""
+    """The store that a task reads, its plan, and its held-out examples."""
 
     store: TokenStore
     plan: Plan
     held_out: Sweep | None
-    """None where the store holds out nothing that the loss could use."""
+    """None if the store has no held-out example that the loss can use."""
 
 
 def with_references(task: Task, template: Template) -> Task:
-    """The task with its further references, checked against the store's tokens and the layout.
+    """The task with its further references, checked against the store's tokenizer and the layout.
 
     Raises:
-        ModelError: one cannot be read, or its tokens are others than the store's.
-        LayoutError: one cannot be fed in this layout.
+        ModelError: a reference cannot be read, or its tokenizer differs from the store's.
+        LayoutError: a reference does not support the task's layout.
     """
     config, found = task.config, []
     for path in config.loss.references if isinstance(config, DPOConfig) else ():
@@ -138,12 +138,12 @@ def with_references(task: Task, template: Template) -> Task:
 
 
 def gather_materials(task: Task) -> Materials:
-    """Open the store, select, and plan every step.
+    """Open the store, select the examples, and plan every step.
 
     Raises:
         DataError: there is no finished store.
-        PlanError: nothing to train on, too few examples for one step, or a budget that is too
-            short; names the setting.
+        PlanError: there is no example to train on, there are too few for one step, or the budget
+            is too small. The message names the setting.
     """
     config = task.config
     store = TokenStore.open(resolve(config.storage, config.store))
@@ -153,7 +153,7 @@ def gather_materials(task: Task) -> Materials:
         raise PlanError(
             f"{store.path}: {len(selection)} examples can be trained on, fewer than one step's "
             f"batch.global_batch_size ({batch.global_batch_size}); lower it, or prepare more "
-            f"examples. What became of them: {selection.ledger}"
+            f"examples. Examples by outcome: {selection.ledger}"
         )
     plan = Plan(
         _packing(task, store, selection),
@@ -167,19 +167,20 @@ def gather_materials(task: Task) -> Materials:
 
 
 def select_held_out(task: Task, store: TokenStore) -> Selection:
-    """The held-out examples that are measured, drawn by seed.
+    """The held-out examples to measure: at most `held_out.max_examples`, sampled by the seed.
 
     Raises:
-        PlanError: says why there is none that the loss could use.
+        PlanError: no held-out example can be used by the loss. The message says why.
     """
     config = task.config
     if not (store.columns.split == HELD_OUT).any():
-        raise PlanError(f"{store.path} holds no example out")
+        raise PlanError(f"{store.path} has no held-out example")
     return subset(_select(task, store, HELD_OUT), config.held_out.max_examples, config.seed)
 
 
 def identity(task: Task, store: TokenStore) -> dict[str, Any]:
-    """What must be the same for a run to be continued: all that bends its curve or its result."""
+    """The values that must stay the same for a run to continue from its checkpoint: everything that
+    affects its losses or its result."""
     config = task.config
     sections = {"length": config.length, "optimizer": config.optimizer}
     if isinstance(config, DPOConfig):
@@ -201,7 +202,7 @@ def identity(task: Task, store: TokenStore) -> dict[str, Any]:
         "batch.global_batch_size": config.batch.global_batch_size,
         "batch.group_by": config.batch.group_by,
         "batch.mixture": config.batch.mixture,
-        # The result compares held-out figures from before the first step with those at the end.
+        # The result compares held-out metrics before the first step with those after the last.
         "held_out.max_examples": config.held_out.max_examples,
         "model.context": config.model.context,
         "model.lora": config.model.model_dump(mode="json")["lora"],
@@ -220,8 +221,8 @@ def _select(task: Task, store: TokenStore, split: str) -> Selection:
     with_margin = int((columns.margin[selection.example] != 0).sum())
     if loss is not None and with_margin and not loss.kind.has_margin:
         raise PlanError(
-            f"loss.name {loss.name!r} knows no margin, and {with_margin} of {len(selection)} "
-            f"examples of split {split!r} carry one; take one of "
+            f"loss.name {loss.name!r} uses no margin, but {with_margin} of {len(selection)} "
+            f"examples of split {split!r} have one; choose one of "
             f"{', '.join(names_with_margin())}, or prepare the data without `margin`"
         )
     return selection
@@ -237,7 +238,7 @@ def _mixture(task: Task, store: TokenStore, selection: Selection) -> Mixture | N
 def _held_out(task: Task, store: TokenStore) -> Sweep | None:
     try:
         selection = select_held_out(task, store)
-    except PlanError:  # the driver asks why, and tells
+    except PlanError:  # plan_page and plan_checks report the reason
         return None
     packing = _packing(task, store, selection)
     return Sweep(packing, np.arange(len(selection)), EXAMPLES_PER_SWEEP_STEP)

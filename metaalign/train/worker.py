@@ -196,7 +196,7 @@ class TrainingRun:
 
     def _tired(self) -> bool:
         best = Best.from_plain(self._progress["best"])
-        return best is not None and best.tired(self.task.config.held_out.patience)
+        return best is not None and best.patience_exhausted(self.task.config.held_out.patience)
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole; without one, from the start."""
@@ -237,7 +237,7 @@ class TrainingRun:
 
     def _measure(self, held: HeldOut) -> Metrics:
         """The held-out metrics now, which are tracked once a step."""
-        known = held.knows(self._step)
+        known = held.has_measured(self._step)
         metrics = held.metrics(self._step)
         if self.engine.rank == 0 and not known:
             self._track({f"held_out/{name}": value for name, value in metrics.items()}, self._step)

@@ -1,1 +1,1 @@
-"""The training loop, what it measures, and the reference pass before it."""
+"""The training loop, its held-out measurements, and the reference pass before it."""

@@ -1,4 +1,4 @@
-"""Which measurement was the best, and whether to go on. Knows no engine and no Ray."""
+"""The best measurement so far, and early stopping. Imports neither an engine nor Ray."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 HIGHER_IS_BETTER = {"loss": False, "reward_accuracy": True, "reward_margin": True}
-"""The held-out metrics that can choose a checkpoint; those of `config.BestMetric`."""
+"""The held-out metrics that can select a checkpoint: those of `config.BestMetric`."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Best:
     step: int
     """Optimizer steps taken before it."""
     measured_since: int = 0
-    """Measurements after it, none of which was better."""
+    """Number of later measurements, none of them better."""
 
     def to_plain(self) -> dict[str, Any]:
-        """What a checkpoint and result.json keep."""
+        """A JSON object for checkpoints and result.json."""
         return asdict(self)
 
     @classmethod
@@ -29,15 +29,15 @@ class Best:
         """The inverse of `to_plain`."""
         return None if plain is None else cls(**plain)
 
-    def tired(self, patience: int | None) -> bool:
-        """Whether so many measurements were no better. None is never tired."""
+    def patience_exhausted(self, patience: int | None) -> bool:
+        """Whether the last `patience` measurements were no better. Never true if it is None."""
         return patience is not None and self.measured_since >= patience
 
 
 def next_best(best: Best | None, metric: str, value: float, step: int) -> Best:
-    """The best after one more measurement. An equal value is no better, nor is NaN.
+    """The best after one more measurement. An equal value or NaN is not better.
 
-    Where the metric is another than before, the search starts anew.
+    If the metric has changed, the new measurement is the best.
     """
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
     first = best is None or best.metric != metric or math.isnan(best.value)

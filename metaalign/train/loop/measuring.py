@@ -1,4 +1,4 @@
-"""What is measured on the held-out examples of a run. Knows no Ray."""
+"""Measurements on the held-out examples of a run. Does not import Ray."""
 
 import numpy as np
 
@@ -9,28 +9,28 @@ from metaalign.train.loop.training_loop import Measurement, Metrics, measure
 from metaalign.train.losses.pairs import PairLoss
 
 LOG_RATIO = "absolute_log_ratio"
-"""Mean distance of a response's log-prob from the reference's, in nats: what rounding makes of 0
-at the start."""
+"""Mean absolute difference between a response's log-prob under the policy and under the reference,
+in nats. Before the first step any value above 0 is rounding error."""
 
 
 class HeldOut:
-    """Measures a loss over the held-out examples. Keeps the last measurement, with its step."""
+    """Measures a loss over the held-out examples. Keeps the last measurement and its step."""
 
     def __init__(self, engine: Engine, sweep_loss: SweepLoss) -> None:
         self._engine = engine
         self._sweep_loss = sweep_loss
         self._last: tuple[int, Measurement] | None = None
 
-    def knows(self, step: int) -> bool:
-        """Whether the state after this many steps has been measured."""
+    def has_measured(self, step: int) -> bool:
+        """Whether the last measurement was taken after this many steps."""
         return self._last is not None and self._last[0] == step
 
     def metrics(self, step: int) -> Metrics:
-        """The metrics of the state after this many steps. Every worker calls it."""
+        """The metrics after this many steps. Every worker must call it."""
         return self._measure(step).metrics
 
     def order(self, step: int) -> dict[str, float] | None:
-        """The order of the held-out pairs after this many steps; None where the loss has none."""
+        """`pair_order` of the held-out pairs after this many steps; None without pairs."""
         loss = self._sweep_loss.loss
         if not isinstance(loss, PairLoss):
             return None

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends the run, and the examples behind it are named.
+"""Ends the run if the loss or gradient is not finite, with an error that names the examples.
 
 Dimensions: T = targets, W = workers, E = examples of the step.
 """
@@ -17,13 +17,13 @@ from metaalign.train.engines.agreement import met_by_all
 from metaalign.train.engines.interface import Engine
 
 MAX_NAMED = 8
-"""Examples that a message names."""
+"""Largest number of examples that one message names."""
 
 
-class Witness:
-    """Keeps what the micro-batches of one step gave, so that an error can tell whose fault it is.
+class FiniteCheck:
+    """Keeps the log-probs and losses of one step's micro-batches, to find the examples at fault.
 
-    It never waits for the device before there is an error.
+    It does not wait for the device unless there is an error.
     """
 
     def __init__(self, engine: Engine, store: TokenStore, selection: Selection) -> None:
@@ -32,19 +32,19 @@ class Witness:
         self._selection = selection
         self._seen: list[tuple[Rows, Tensor, Tensor]] = []
 
-    def see(self, rows: Rows, logprobs: Tensor, loss: Tensor) -> None:
+    def record(self, rows: Rows, logprobs: Tensor, loss: Tensor) -> None:
         """Keep a micro-batch's (T,) log-probs and its loss, a scalar."""
         self._seen.append((rows, logprobs.detach(), loss.detach()))
 
     def check(self, step: int, positions: np.ndarray, *, loss: float, grad_norm: float) -> None:
-        """Called at the end of a step on every worker, with what is alike on all of them.
+        """Check the numbers of a finished step. Every worker must call it with equal arguments.
 
         Args:
-            positions: Of the step's examples in the selection.
+            positions: Positions of the step's examples in the selection.
 
         Raises:
-            TrainingError: one of the numbers is not finite; names the step, the workers and the
-                source rows of the examples.
+            TrainingError: `loss` or `grad_norm` is not finite. The message names the step, the
+                workers and the source rows of the examples.
         """
         seen, self._seen = self._seen, []
         if math.isfinite(loss) and math.isfinite(grad_norm):
@@ -52,11 +52,13 @@ class Witness:
         positions = np.unique(positions)
         by_worker = self._by_worker(seen, positions)
         where = ". ".join(
-            f"Not finite on worker {worker}: {self._names(positions[found])}"
+            f"Not finite on worker {worker}: {self._name_examples(positions[found])}"
             for worker, found in enumerate(by_worker)
             if found.any()
         )
-        where = where or f"Every log-prob was finite; the step held {self._names(positions)}"
+        where = where or (
+            f"Every log-prob was finite; the step's examples: {self._name_examples(positions)}"
+        )
         raise met_by_all(
             TrainingError(
                 f"step {step}: the loss is {loss} and the gradient norm {grad_norm}. {where}. Look "
@@ -67,7 +69,7 @@ class Witness:
     def _by_worker(
         self, seen: list[tuple[Rows, Tensor, Tensor]], positions: np.ndarray
     ) -> np.ndarray:
-        """(W, E) whether a worker met an example whose log-probs were not finite."""
+        """(W, E) bool: whether a worker computed log-probs of an example that are not finite."""
         found = np.zeros((self._engine.world_size, len(positions)))
         for rows, logprobs, loss in seen:
             suspects = _suspects(rows, logprobs, loss)
@@ -75,7 +77,7 @@ class Witness:
         total = self._engine.sum(torch.from_numpy(found).to(self._engine.device))
         return total.cpu().numpy() > 0
 
-    def _names(self, positions: np.ndarray) -> str:
+    def _name_examples(self, positions: np.ndarray) -> str:
         columns = self._store.columns
         examples = self._selection.example[positions[:MAX_NAMED]]
         names = [f"{columns.source_file[i]}, row {columns.source_row[i]}" for i in examples]
@@ -84,8 +86,8 @@ class Witness:
 
 
 def _suspects(rows: Rows, logprobs: Tensor, loss: Tensor) -> np.ndarray:
-    """Positions of the examples with a log-prob that is not finite; of all, where only the loss
-    is not."""
+    """Positions of the examples with a log-prob that is not finite. If only the loss is not finite,
+    the positions of all examples."""
     bad = ~torch.isfinite(logprobs).cpu().numpy()
     slots = np.unique(rows.sequence[bad])
     slots = slots[slots < rows.num_sequences]  # padding has the next slot

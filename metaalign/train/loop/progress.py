@@ -1,4 +1,4 @@
-"""How far a run is, in lines that read well in a job's log. Knows no engine.
+"""Progress lines for a job's log. Does not import an engine.
 
 sft  [#########...........]  180/400  loss 1.2345  11,402 tokens/s  1:32 left
 """
@@ -13,7 +13,7 @@ BAR_WIDTH = 20
 class ProgressBar:
     """Prints a bar at the first and last step, and every few seconds between them.
 
-    A worker's output reaches the driver line by line, so a bar that redraws itself would not do.
+    Ray forwards a worker's output line by line, so each bar is a new line.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ProgressBar:
         self._tokens = 0.0
 
     def update(self, step: int, *, loss: float | None = None, tokens: float = 0.0) -> None:
-        """Args: steps taken in all, the newest loss, and tokens since the last call."""
+        """Args: steps taken since step 0, the newest loss, and tokens since the last call."""
         self._tokens += tokens
         now = time.monotonic() - self._began
         if step < self._total and now - self._shown_at < self._interval_s:
@@ -46,14 +46,14 @@ class ProgressBar:
             f"{speed:,.0f} tokens/s" if self._tokens else "",
             f"{clock(left)} left" if step < self._total else f"done in {clock(now)}",
         ]
-        # Not print, which Ray Train's workers repeat to a log of their own on the same stream.
+        # Not print: Ray Train's workers copy printed lines to their own log on the same stream.
         self._stream.write("  ".join(part for part in parts if part) + "\n")
         self._stream.flush()
         self._shown_at, self._tokens = now, 0.0
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, hours where there are any: 1:32, 2:05:00."""
+    """Minutes and seconds, with hours if there are any: 1:32, 2:05:00."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,13 +1,14 @@
 """The reference pass: every response's log-prob under the model that training starts from.
 
-One forward pass of the training engine before step 0, in shards that a killed pass resumes. A
-further reference is one more pass, by an engine over its own weights that is gone afterwards:
+The training engine runs one forward pass before step 0 and writes it in shards; an interrupted pass
+continues after the last shard. Each further reference takes one more pass, by an engine over its
+weights that is closed afterwards:
 
     reference/3f2a.../
       00000.npy     float64 log-probs of the first examples' responses, in nats
-      00001.npy     of the next, and so on
+      00001.npy     log-probs of the next examples' responses, and so on
 
-The folder's name is the fingerprint of weights, precision, template, store and selection.
+The folder is named by the fingerprint of weights, precision, template, store and selection.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from metaalign.train.loop.training_loop import Reader, forward_only, put_sequenc
 
 
 def reference_fingerprint(sweep: Sweep, **parts: str) -> str:
-    """Equal where a pass would give the same log-probs.
+    """Hash of everything that determines the log-probs of a pass.
 
     Args:
         parts: Fingerprints of the weights, the template and the store, and the precision.
@@ -54,17 +55,17 @@ def reference_logprobs(
     other: Callable[[], AbstractContextManager[ForwardEngine]] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Run the pass, or what is missing of it, or only read it. Every worker calls it.
+    """Read the finished shards and compute the missing ones. Every worker must call it.
 
     Args:
-        folder: Of this fingerprint, on a disk that every worker sees.
-        other: Opens an engine over another model, which passes instead of the training engine and
-            is closed again. Not called where nothing is missing.
-        progress: Called with the number of shards done.
+        folder: Folder of this fingerprint, on a disk that all workers share.
+        other: Opens an engine over another model, which runs the pass instead of the training
+            engine and is closed afterwards. Not called if no shard is missing.
+        progress: Called with the number of finished shards.
 
     Returns:
-        (R,) float64 in nats, aligned with the selection's responses; NaN for examples that the
-        sweep leaves out.
+        (R,) float64 in nats, aligned with the selection's responses; NaN for examples outside the
+        sweep.
     """
     selection = reader.selection
     result = np.full(len(selection.response), np.nan)
@@ -86,11 +87,12 @@ def reference_logprobs(
 def _pass(
     engine: ForwardEngine, sweep: Sweep, reader: Reader, steps: list[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each of these steps of a sweep, with the log-probs of its responses as `_responses` says."""
+    """Yield each of these steps with the log-probs of its responses, in the order of
+    `_responses`."""
     if not steps:
         return
     positions = np.concatenate([sweep.step(step) for step in steps])
-    # All but the sweep's last step are whole, so that these are cut as they were.
+    # Only the sweep's last step may be short, so the joined steps are cut at the same places.
     part = Sweep(sweep.packing, positions, sweep.examples_per_step)
     for number, batches in groupby(reader.batches(part, engine), key=lambda batch: batch.step):
         flat = _responses(part, number)
@@ -101,7 +103,7 @@ def _pass(
 
 
 def _responses(sweep: Sweep, step: int) -> np.ndarray:
-    """Places of a step's responses among all used ones of the selection, ascending."""
+    """Indices of a step's responses among all used ones of the selection, ascending."""
     return ranges(sweep.selection.response_start, sweep.step(step))[0]
 
 
@@ -116,6 +118,6 @@ def _finished(sweep: Sweep, folder: Path) -> list[int]:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
-    # Two runs that differ in beta alone may write one reference at once.
+    # Two runs that differ only in beta may write the same reference at the same time.
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, values)

@@ -1,4 +1,4 @@
-"""A task's loss over a selection, and the reference passes that it needs. Knows no Ray.
+"""A task's loss over a selection, and the reference passes that it needs. Does not import Ray.
 
 Dimensions: R = all used responses of the selection, M = references.
 """
@@ -24,32 +24,33 @@ from metaalign.train.losses.pairs import PairLoss, RankingLoss, SFTLoss
 from metaalign.train.task import Task
 
 _FORMS = {"pairs": PairLoss, "ranking": RankingLoss, "single": KTOLoss}
-"""What gathers a loss's inputs, by the data that it learns from."""
+"""The class that gathers a loss's inputs, by `config.loss.kind.data`."""
 
 
 class SweepLoss(NamedTuple):
-    """A loss over a selection, and what it takes to compute it."""
+    """A loss over a selection, with the sweep and reader to compute it."""
 
     sweep: Sweep
     reader: Reader
     loss: Loss
     reference: np.ndarray | None
-    """(R,) the start's log-probs of all used responses, in nats; None where the loss knows none."""
+    """(R,) log-probs of all used responses under the initial model, in nats; None if the loss uses
+    no reference."""
 
 
 @dataclass(frozen=True)
 class SweepLosses:
-    """Makes the loss over any selection of a task. Every worker calls it alike."""
+    """Builds the loss over any selection of a task. Every worker must make the same calls."""
 
     task: Task
     engine: Engine
-    """Over the policy, at its start: the first reference."""
+    """Holds the policy with its initial weights, which is the first reference."""
     store: TokenStore
     open_reference: OpenReference
-    """Opens an engine over a further reference: a task's initial model."""
+    """Opens an engine over a further reference, the initial model of the task that it gets."""
 
     def of(self, sweep: Sweep) -> SweepLoss:
-        """The loss over a selection, after the reference passes over the sweep that it needs."""
+        """The loss over the sweep's selection. Runs the reference passes that the loss needs."""
         config, selection, columns = self.task.config, sweep.selection, self.store.columns
         reader = Reader(self.store, selection)
         if not isinstance(config, DPOConfig):
@@ -60,7 +61,7 @@ class SweepLosses:
         return SweepLoss(sweep, reader, loss, None if references is None else references[0])
 
     def _references(self, sweep: Sweep, reader: Reader) -> np.ndarray:
-        """(M, R) log-probs in nats of the start, and of every further reference, one at a time."""
+        """(M, R) log-probs in nats under the initial model and each further reference, in turn."""
         found = [self._reference(sweep, reader, self.task.weights, None)]
         for reference in self.task.references:
             task = replace(self.task, initial=reference.source, weights=reference.weights)

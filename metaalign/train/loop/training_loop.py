@@ -1,7 +1,7 @@
-"""The training loop, written once: it takes a loss and what is done after a step. Knows no Ray.
+"""The training loop. It takes a loss, and a function to call after each step.
 
-It runs in one process, under torchrun or in Ray Train's workers alike; what differs is the engine
-and what the callables do. Dimensions: T = targets, S = sequences, R = all used responses.
+It runs the same in one process, under torchrun and in Ray Train's workers. Does not import Ray.
+Dimensions: T = targets, S = sequences, R = all used responses.
 """
 
 import math
@@ -23,7 +23,7 @@ from metaalign.steps.selection import Selection
 from metaalign.steps.trees import Rows, build_rows, response_index
 from metaalign.store.token_store import TokenStore
 from metaalign.train.engines.interface import Engine, ForwardEngine
-from metaalign.train.loop.nonfinite import Witness
+from metaalign.train.loop.nonfinite import FiniteCheck
 from metaalign.train.losses.pairs import LossSum
 from metaalign.train.model.policy import TensorRows, sequence_logprobs, to_tensors
 
@@ -31,39 +31,51 @@ LOSS = "loss"
 GRAD_NORM = "grad_norm"
 LEARNING_RATE = "learning_rate"
 TOKENS = "tokens"
-"""Of the step, neither padding nor dummies, shared prefixes once."""
+"""Tokens of the step without padding and dummies. A shared prefix counts once."""
 TOKENS_PER_SECOND = "tokens_per_second"
 WAITED = "waited_seconds"
-"""For rows, and for what was done after the step before: logs, measurements, checkpoints."""
+"""Seconds spent waiting for rows, and on logs, measurements and checkpoints after the step
+before."""
 FILL = "fill"
 """Share of the rows' tokens that are neither padding nor dummies."""
 
 READ_AHEAD = 2
-"""Micro-batches that a thread builds while one is computed."""
+"""Number of micro-batches that a thread builds in advance."""
 
 Metrics = dict[str, float]
 T = TypeVar("T")
 
 
 class Loss(Protocol):
-    metrics: tuple[str, ...]
+    """A loss over the log-probs of a micro-batch."""
 
-    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum: ...
+    metrics: tuple[str, ...]
+    """Names of the metrics in every `LossSum`."""
+
+    def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
+        """Args: (T,) log-probabilities in nats, and the rows that hold their targets."""
+        ...
 
 
 @runtime_checkable
 class LooksAhead(Protocol):
-    """A loss that needs the log-probs of a whole step before it can judge a part of it."""
+    """A loss that needs the log-probs of a whole step before its first micro-batch."""
 
     def look_ahead(
         self, parts: Iterable[tuple[Tensor, Rows]], total: Callable[[Tensor], Tensor]
     ) -> None:
-        """Take this worker's part of a step without a gradient, and a sum over all workers."""
+        """Read a step in advance.
+
+        Args:
+            parts: This worker's micro-batches of the step, each (T,) log-probs without a gradient,
+                with its rows.
+            total: Returns the sum of a tensor over all workers.
+        """
         ...
 
 
 class Steps(Protocol):
-    """A Plan or a Sweep."""
+    """A `Plan` or a `Sweep`, which document these."""
 
     @property
     def num_steps(self) -> int: ...
@@ -72,19 +84,19 @@ class Steps(Protocol):
 
 
 class MicroBatch(NamedTuple):
-    """One worker's rows of one forward pass."""
+    """One worker's rows for one forward pass."""
 
     step: int
     weight: float
-    """The step's denominator."""
+    """The step's global weight, by which the loop divides the loss."""
     last: bool
-    """Whether it is the step's last one."""
+    """Whether this is the step's last micro-batch."""
     rows: Rows
     tensors: TensorRows
 
 
 class Measurement(NamedTuple):
-    """Held-out examples, without a gradient."""
+    """Metrics and log-probs of the held-out examples."""
 
     metrics: Metrics
     logprobs: np.ndarray
@@ -99,12 +111,12 @@ class Reader:
     selection: Selection
 
     def batches(self, steps: Steps, engine: ForwardEngine, start: int = 0) -> Iterator[MicroBatch]:
-        """The micro-batches of every step from `start` on, built ahead of time by a thread."""
+        """The micro-batches of every step from `start` on. A thread builds them in advance."""
         return read_ahead(self._build(steps, engine, start))
 
     def _build(self, steps: Steps, engine: ForwardEngine, start: int) -> Iterator[MicroBatch]:
-        # A step is planned while the one before it is read: planning may take longer than a
-        # micro-batch, and never longer than a step.
+        # The next step is planned while the current one is read: planning may take longer than a
+        # micro-batch, but not longer than a step.
         numbers = range(start, steps.num_steps)
         layouts_by_step = (steps.layout(step, engine.world_size) for step in numbers)
         for step, layouts in zip(numbers, read_ahead(layouts_by_step, depth=1), strict=True):
@@ -128,22 +140,23 @@ def train(
     """Take the plan's optimizer steps from `start` on.
 
     Args:
-        after_step: Called on every worker with the number of steps taken and the step's metrics;
-            logs, measures and saves. Whether to stop, alike on all workers.
+        after_step: Logs, measures and saves. Called on every worker with the number of steps taken
+            and the step's metrics. Returns whether to stop, the same on all workers.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; names step, worker and examples.
+        TrainingError: the loss or the gradient is not finite. The message names the step, the
+            workers and the examples.
     """
     totals = Totals(loss.metrics, engine.device)
-    witness = Witness(engine, reader.store, reader.selection)
+    finite_check = FiniteCheck(engine, reader.store, reader.selection)
     watch = Stopwatch()
     clock = time.perf_counter()
-    for batch in looked_ahead(engine, watch.over(reader.batches(plan, engine, start)), loss):
+    for batch in look_ahead(engine, watch.over(reader.batches(plan, engine, start)), loss):
         logprobs = engine.forward(batch.tensors, last=batch.last)
         part = loss(logprobs, batch.rows)
         engine.backward(part.value / batch.weight)
         totals.add(part, batch)
-        witness.see(batch.rows, logprobs, part.value)
+        finite_check.record(batch.rows, logprobs, part.value)
         if not batch.last:
             continue
         learning_rate = learning_rate_at(batch.step, plan.num_steps, optimizer)
@@ -151,7 +164,7 @@ def train(
         metrics = totals.take(engine, batch.weight)
         metrics |= {GRAD_NORM: grad_norm, LEARNING_RATE: learning_rate}
         positions = plan.step(batch.step)
-        witness.check(batch.step, positions, loss=metrics[LOSS], grad_norm=grad_norm)
+        finite_check.check(batch.step, positions, loss=metrics[LOSS], grad_norm=grad_norm)
         done = time.perf_counter()
         metrics |= {TOKENS_PER_SECOND: metrics[TOKENS] / (done - clock), WAITED: watch.take()}
         if after_step(batch.step + 1, metrics):
@@ -161,16 +174,16 @@ def train(
 
 
 def measure(engine: ForwardEngine, steps: Steps, reader: Reader, loss: Loss | None) -> Measurement:
-    """The loss and its metrics over every example of `steps`, and every response's log-prob.
+    """Compute the loss and its metrics over all examples of `steps`, and the responses' log-probs.
 
     Args:
-        loss: None for the log-probs alone.
+        loss: None computes only the log-probs.
     """
     selection = reader.selection
     totals = Totals(loss.metrics if loss else (), engine.device)
     everything = np.arange(len(selection.response))
     logprobs = torch.zeros(len(everything), dtype=torch.float64, device=engine.device)
-    batches = looked_ahead(engine, reader.batches(steps, engine), loss)
+    batches = look_ahead(engine, reader.batches(steps, engine), loss)
     for batch, values in forward_only(engine, batches):
         put_sequences(logprobs, everything, selection, batch, values)
         if loss is not None:
@@ -187,37 +200,37 @@ def measure(engine: ForwardEngine, steps: Steps, reader: Reader, loss: Loss | No
 def forward_only(
     engine: ForwardEngine, batches: Iterable[MicroBatch]
 ) -> Iterator[tuple[MicroBatch, Tensor]]:
-    """Every micro-batch with the (T,) log-probs of its targets, without a gradient."""
+    """Yield every micro-batch with the (T,) log-probs of its targets, without a gradient."""
     for batch in batches:
         with torch.no_grad():
             values = engine.forward(batch.tensors)
         yield batch, values
 
 
-def looked_ahead(
+def look_ahead(
     engine: ForwardEngine, batches: Iterator[MicroBatch], loss: Loss | None
 ) -> Iterator[MicroBatch]:
-    """The same micro-batches. A loss that looks ahead is first shown the whole of each step, which
-    costs it a second forward pass; nothing is held back for any other."""
+    """Yield the same micro-batches. If the loss is a `LooksAhead`, call its `look_ahead` before
+    each step, at the cost of a second forward pass."""
     if not isinstance(loss, LooksAhead):
         yield from batches
         return
     for _, group in groupby(batches, key=lambda batch: batch.step):
         step = list(group)
-        shown = ((values, batch.rows) for batch, values in forward_only(engine, step))
-        loss.look_ahead(shown, engine.sum)
+        parts = ((values, batch.rows) for batch, values in forward_only(engine, step))
+        loss.look_ahead(parts, engine.sum)
         yield from step
 
 
 def put_sequences(
     target: Tensor, responses: np.ndarray, selection: Selection, batch: MicroBatch, logprobs: Tensor
 ) -> None:
-    """Write a micro-batch's summed log-probs to their places.
+    """Sum a micro-batch's log-probs by response and write the sums into `target`.
 
     Args:
         target: (n,) float64, written in place.
-        responses: (n,) which of all used responses each is, ascending.
-        logprobs: (T,).
+        responses: (n,) indices of the responses of `target` among all used ones, ascending.
+        logprobs: (T,) in nats.
     """
     rows = batch.rows
     if not rows.num_sequences:
@@ -229,10 +242,10 @@ def put_sequences(
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Linear warmup to the peak, then the decay, which reaches its end at the last step.
+    """Linear warmup to the peak, then decay to `final_ratio` times the peak at the last step.
 
     Args:
-        step: From 0.
+        step: Counted from 0.
     """
     warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:
@@ -248,13 +261,13 @@ def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> floa
 
 
 class Stopwatch:
-    """Adds up the seconds that are not spent on the step itself."""
+    """Adds up the seconds spent outside the step itself."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def over(self, items: Iterator[T]) -> Iterator[T]:
-        """The items in order; waiting for each counts."""
+        """Yield the items in order, and add the seconds spent waiting for each."""
         end: Any = object()
         while True:
             began = time.perf_counter()
@@ -265,13 +278,13 @@ class Stopwatch:
             yield item
 
     def take(self) -> float:
-        """The seconds so far; starts again from zero."""
+        """Return the seconds so far, and reset them to 0."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
 
 class Totals:
-    """Sums over the micro-batches of a step; reduced over the workers once a step."""
+    """Sums over the micro-batches of a step, reduced over the workers once per step."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self._names = (LOSS, *names)
@@ -285,15 +298,15 @@ class Totals:
         self._sums[-1] += batch.rows.tokens.size
 
     def take(self, engine: ForwardEngine, weight: float) -> Metrics:
-        """The weighted means over all workers; starts again from zero."""
-        *sums, tokens, room = engine.sum(self._sums).tolist()
+        """Return the weighted means over all workers, and reset the sums to 0."""
+        *sums, tokens, capacity = engine.sum(self._sums).tolist()
         self._sums.zero_()
         means = {name: value / weight for name, value in zip(self._names, sums, strict=True)}
-        return {**means, TOKENS: tokens, FILL: tokens / room}
+        return {**means, TOKENS: tokens, FILL: tokens / capacity}
 
 
 def read_ahead(items: Iterator[T], depth: int = READ_AHEAD) -> Iterator[T]:
-    """The items in order, each made by a thread while the ones before it are used."""
+    """Yield the items in order. A thread produces up to `depth` items in advance."""
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, end) for _ in range(depth))

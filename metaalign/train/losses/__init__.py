@@ -1,1 +1,1 @@
-"""SFT and preference losses: formulas, and what gathers their inputs from a micro-batch."""
+"""SFT and preference losses: the formulas, and the classes that gather their inputs."""

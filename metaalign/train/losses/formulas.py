@@ -1,8 +1,8 @@
 """SFT and preference losses. Tensors in, tensors out: no model, no data, no config, no Ray.
 
-`pairs` and `kto` gather from a micro-batch what these functions take. A *log-ratio* is
-log pi(y|x) - log pi_ref(y|x), summed over the response's targets; an *average* log-prob or
-log-ratio is divided by their number. All are in nats.
+`pairs` and `kto` gather these functions' inputs from a micro-batch. A *log-ratio* is
+log pi(y|x) - log pi_ref(y|x), summed over the response's targets. An *average* log-prob or
+log-ratio is the sum divided by the number of targets. All are in nats.
 
 Dimensions: T = targets, S = sequences, P = pairs, M = references.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _LARGEST_AVERAGE = -1e-12
-"""A response of probability 1 has no finite odds."""
+"""Upper bound of an average log-prob: a response of probability 1 has no finite odds."""
 
 
 def sft_loss(*, logprobs: Tensor, weight: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def sft_loss(*, logprobs: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         logprobs: (T,) in nats.
-        weight: (T,) of the target's example; 0 for padding.
+        weight: (T,) weight of the target's example; 0 for padding.
 
     Returns:
         Scalar; the caller divides by the step's global sum of weights.
@@ -35,13 +35,13 @@ def dpo_loss(
 
     Args:
         chosen: (P,) log-ratios of the chosen responses.
-        rejected: (P,) log-ratios of the rejected.
-        beta: Strength of the pull towards the reference. Larger stays closer.
-        margin: (P,) by how much the chosen reward should lead, as in
+        rejected: (P,) log-ratios of the rejected responses.
+        beta: Strength of the pull towards the reference. A larger beta keeps the policy closer.
+        margin: (P,) by how much the chosen reward should exceed the rejected one, as in
             https://arxiv.org/abs/2307.09288, equation 2.
 
     Returns:
-        (P,) one loss a pair.
+        (P,) one loss per pair.
     """
     return -functional.logsigmoid(beta * (chosen - rejected) - margin)
 
@@ -49,15 +49,15 @@ def dpo_loss(
 def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Identity preference optimization, https://arxiv.org/abs/2310.12036, equation 17.
 
-    The log-ratios are averages, so that the gap that is asked for does not depend on length.
+    The log-ratios are averages, so the target gap does not depend on length.
 
     Args:
         chosen: (P,) average log-ratios of the chosen responses.
-        rejected: (P,) average log-ratios of the rejected.
-        beta: The paper's tau: the gap that is asked for is 1 / (2 beta).
+        rejected: (P,) average log-ratios of the rejected responses.
+        beta: The paper's tau: the target gap is 1 / (2 beta).
 
     Returns:
-        (P,) one loss a pair.
+        (P,) one loss per pair.
     """
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
@@ -65,10 +65,10 @@ def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def hinge_loss(
     *, chosen: Tensor, rejected: Tensor, beta: float, margin: Tensor | float = 0.0
 ) -> Tensor:
-    """Hinge on the reward gap: SLiC's (https://arxiv.org/abs/2305.10425) over log-ratios, as in
+    """Hinge loss on the reward gap: SLiC (https://arxiv.org/abs/2305.10425) over log-ratios, as in
     https://arxiv.org/abs/2309.06657 (hinge-norm).
 
-    Args and result as of `dpo_loss`; a gap of 1 + margin costs nothing.
+    Takes and returns what `dpo_loss` does. The loss is 0 if the gap is at least 1 + margin.
     """
     return torch.relu(1 + margin - beta * (chosen - rejected))
 
@@ -81,18 +81,18 @@ def robust_loss(
     label_smoothing: float,
     margin: Tensor | float = 0.0,
 ) -> Tensor:
-    """DPO without bias under labels flipped at a known rate, https://arxiv.org/abs/2403.00409.
+    """Unbiased DPO if labels are flipped at a known rate, https://arxiv.org/abs/2403.00409.
 
-    Args and result as of `dpo_loss`; may be negative.
+    Takes and returns what `dpo_loss` does; the loss may be negative.
 
     Args:
         label_smoothing: Rate of flipped labels, below 0.5.
     """
     gap = beta * (chosen - rejected)
-    as_told = -functional.logsigmoid(gap - margin)
+    as_labelled = -functional.logsigmoid(gap - margin)
     flipped = -functional.logsigmoid(-gap - margin)
     noise = label_smoothing
-    return ((1 - noise) * as_told - noise * flipped) / (1 - 2 * noise)
+    return ((1 - noise) * as_labelled - noise * flipped) / (1 - 2 * noise)
 
 
 def simpo_loss(
@@ -106,14 +106,15 @@ def simpo_loss(
     """Simple preference optimization, https://arxiv.org/abs/2405.14734, equation 6.
 
     Args:
-        chosen: (P,) the policy's average log-probs of the chosen responses: no reference.
-        rejected: (P,) of the rejected.
+        chosen: (P,) the policy's average log-probs of the chosen responses, without a reference.
+        rejected: (P,) the same for the rejected responses.
         beta: Scale of the reward.
-        target_margin: gamma, by how much every chosen reward should lead.
-        margin: (P,) by how much more this one should.
+        target_margin: The paper's gamma: by how much every chosen reward should exceed the
+            rejected one.
+        margin: (P,) added to `target_margin` for this pair.
 
     Returns:
-        (P,) one loss a pair.
+        (P,) one loss per pair.
     """
     return -functional.logsigmoid(beta * (chosen - rejected) - target_margin - margin)
 
@@ -121,15 +122,15 @@ def simpo_loss(
 def orpo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Odds ratio, https://arxiv.org/abs/2403.07691, equation 7, times its weight in equation 6.
 
-    The SFT term of equation 6 is the caller's.
+    The caller adds the SFT term of equation 6.
 
     Args:
-        chosen: (P,) the policy's average log-probs of the chosen responses: no reference.
-        rejected: (P,) of the rejected.
+        chosen: (P,) the policy's average log-probs of the chosen responses, without a reference.
+        rejected: (P,) the same for the rejected responses.
         beta: The paper's lambda.
 
     Returns:
-        (P,) one loss a pair.
+        (P,) one loss per pair.
     """
     return -beta * functional.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
@@ -143,9 +144,10 @@ def _log_odds(logprob: Tensor) -> Tensor:
 def apo_zero_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Anchored preference optimization, https://arxiv.org/abs/2408.06266, equation 7.
 
-    Raises the chosen response and lowers the rejected: for chosen ones better than the model's own.
+    Raises the probability of the chosen response and lowers that of the rejected one. Suits data
+    whose chosen responses are better than the model's own.
 
-    Args and result as of `dpo_loss`.
+    Takes and returns what `dpo_loss` does.
     """
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
@@ -153,9 +155,10 @@ def apo_zero_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def apo_down_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Anchored preference optimization, https://arxiv.org/abs/2408.06266, equation 8.
 
-    Lowers both, the rejected response more: for chosen ones worse than the model's own.
+    Lowers the probability of both, more for the rejected response. Suits data whose chosen
+    responses are worse than the model's own.
 
-    Args and result as of `dpo_loss`.
+    Takes and returns what `dpo_loss` does.
     """
     return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
 
@@ -164,11 +167,11 @@ def sppo_hard_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Self-play preference optimization, https://arxiv.org/abs/2405.00675, equation 4.7, for a
     chosen response that always wins and a rejected one that never does.
 
-    Args and result as of `dpo_loss`.
+    Takes and returns what `dpo_loss` does.
 
     Args:
-        beta: 1 / eta of the paper: the log-ratios that are asked for are 1 / (2 beta) and its
-            negative.
+        beta: 1 / eta of the paper: the target log-ratios are 1 / (2 beta) for the chosen response
+            and -1 / (2 beta) for the rejected one.
     """
     return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
 
@@ -178,17 +181,18 @@ def plackett_luce_loss(
 ) -> Tensor:
     """DPO on rankings, https://arxiv.org/abs/2305.18290, appendix A.3.
 
-    Each response is drawn against all worse ones of its example. Responses of one score are not
-    told apart: neither is drawn against the other. Two responses make DPO's loss.
+    Each response is compared with all worse ones of its example. Responses of equal score are not
+    compared with each other. For two responses this is DPO's loss.
 
     Args:
         chosen: (P,) log-ratios of the better response in every strictly ordered pair of an example.
-        rejected: (P,) of the worse.
-        slot: (P,) which of the responses the better one is.
+        rejected: (P,) log-ratios of the worse response.
+        slot: (P,) index of the better response, from 0 to S - 1.
         num_slots: S.
 
     Returns:
-        (S,) by slot, which an example's loss is the sum of; 0 for a response without a worse one.
+        (S,) one term per response; 0 for a response without a worse one. An example's loss is the
+        sum over its responses.
     """
     lead = beta * (rejected - chosen)
     # log(1 + sum exp(lead)), with the largest term taken out.
@@ -211,11 +215,11 @@ def kto_loss(
     Args:
         ratio: (S,) log-ratios.
         desirable: (S,) bool.
-        reference_point: Scalar z0 without a gradient, of the whole step: the mean log-ratio of
-            responses to other prompts, and no less than 0.
+        reference_point: Scalar z0 of the whole step, without a gradient: the mean log-ratio of
+            responses to other prompts, clamped to at least 0.
 
     Returns:
-        (S,) one loss a response, between 0 and its weight.
+        (S,) one loss per response, between 0 and the weight of its label.
     """
     gain = beta * (ratio - reference_point)
     good = desirable_weight * (1 - torch.sigmoid(gain))
@@ -223,18 +227,19 @@ def kto_loss(
 
 
 def virtual_reference(*, chosen: Tensor, rejected: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Several references as one, https://arxiv.org/abs/2405.16388 (MRPO).
+    """Log-probs of one reference that merges several, https://arxiv.org/abs/2405.16388 (MRPO).
 
-    1 / pi_ref is the mean of 1 / pi_k, each model weighted by how clearly it tells the pair apart:
-    a_k proportional to |log pi_k(chosen) - log pi_k(rejected)|, equal where none of them does.
+    1 / pi_ref is the weighted mean of 1 / pi_k. The weight a_k of a model is proportional to
+    |log pi_k(chosen) - log pi_k(rejected)|; the weights are equal if all these are 0.
 
     Args:
-        chosen: (M, P) summed log-probs of the chosen responses, the first reference's first.
-        rejected: (M, P) of the rejected.
-        clip: The others' are clipped to within 1 - clip and 1 + clip times the first's.
+        chosen: (M, P) summed log-probs of the chosen responses; row 0 is the first reference.
+        rejected: (M, P) the same for the rejected responses.
+        clip: The log-probs of the other references are clipped to between 1 - clip and 1 + clip
+            times those of the first.
 
     Returns:
-        (P,) each, of chosen and rejected.
+        (P,) log-probs of the chosen responses, and of the rejected.
     """
     clarity = (chosen - rejected).abs()
     total = clarity.sum(0)

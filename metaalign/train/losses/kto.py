@@ -1,4 +1,4 @@
-"""The loss over single judged responses, desirable or not: KTO. Called as those of `pairs`.
+"""KTO, the loss over single responses, each desirable or undesirable. Called like those of `pairs`.
 
 Dimensions: T = targets, S = sequences of a micro-batch, R = all used responses.
 """
@@ -17,24 +17,24 @@ from metaalign.train.losses.pairs import LossSum, like, loss_function
 from metaalign.train.model.policy import sequence_logprobs
 
 DESIRABLE_REWARD = "desirable_reward"
-"""Mean over a step's desirable responses of beta times the log-ratio to the reference; 0 where the
+"""Mean over a step's desirable responses of beta times the log-ratio to the reference; 0 if the
 step has none."""
 
 UNDESIRABLE_REWARD = "undesirable_reward"
-"""The same of the undesirable ones."""
+"""The same for the undesirable responses."""
 
 REFERENCE_POINT = "reference_point"
-"""z0 of the step: the log-ratio, in nats, from which on a response counts as a gain."""
+"""z0 of the step: the log-ratio, in nats, above which a response counts as a gain."""
 
 
 class KTOLoss:
-    """KTO over every marked response of an example, averaged over them.
+    """KTO, averaged over the marked responses of each example.
 
-    z0 is the mean over the whole step, on all workers, by the examples' weights: `look_ahead` takes
-    it from each example's mismatched response, which counts for nothing else.
+    `look_ahead` computes z0, the weighted mean log-ratio of the mismatched responses of the whole
+    step, on all workers. Each example has one mismatched response, which is used for z0 alone.
 
-    With an `sft_weight`, beside it the negative log-probability of the desirable responses, each
-    divided by its target tokens.
+    If `sft_weight` is set, the loss also has an SFT term: the negative log-probability of the
+    desirable responses, each divided by its number of target tokens.
     """
 
     metrics: tuple[str, ...] = (DESIRABLE_REWARD, UNDESIRABLE_REWARD, REFERENCE_POINT)
@@ -46,11 +46,11 @@ class KTOLoss:
         references: np.ndarray,
         config: PreferenceLossConfig,
     ) -> None:
-        """Gather what the loss needs to know of every used response.
+        """Gather label, weight and reference log-prob of every used response.
 
         Args:
             references: (1, R) summed log-probabilities in nats, aligned with
-                `selection.response`. What the rows never show may be NaN.
+                `selection.response`. NaN is allowed for responses that no row contains.
         """
         (reference,) = references
         assert reference.shape == selection.response.shape
@@ -71,18 +71,19 @@ class KTOLoss:
     def look_ahead(
         self, parts: Iterable[tuple[Tensor, Rows]], total: Callable[[Tensor], Tensor]
     ) -> None:
-        """Learn the reference point of the step to come, and the weights of its metrics.
+        """Compute the reference point of the next step, and the weights of its metrics.
 
         Args:
             parts: This worker's micro-batches of the step, each (T,) log-probs with its rows.
-            total: The sum of a tensor over all workers.
+            total: Returns the sum of a tensor over all workers.
         """
         sums = [self._step_sums(logprobs, rows) for logprobs, rows in parts]
         gained, weight, good, bad = total(torch.stack(sums).sum(0))
         self._step = torch.stack([(gained / weight).clamp(min=0), weight, good, bad])
 
     def _step_sums(self, logprobs: Tensor, rows: Rows) -> Tensor:
-        """(4,) float64: the mismatched log-ratios and their weight; that of good and bad ones."""
+        """(4,) float64: the weighted sum of the mismatched log-ratios, and the sums of the weights
+        of the mismatched, desirable and undesirable responses."""
         ratio, flat, _ = self._ratios(logprobs, rows)
         point, weight = (like(ratio, each[flat]) for each in (self._point_weight, self._weight))
         good = like(ratio, self._desirable[flat])
@@ -90,8 +91,8 @@ class KTOLoss:
         return torch.stack([part.sum() for part in parts])
 
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
-        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
-        assert self._step is not None, "look_ahead comes before the step"
+        """Args: (T,) log-probabilities in nats, and the rows that hold their targets."""
+        assert self._step is not None, "look_ahead must be called before the step"
         reference_point, step_weight, good_weight, bad_weight = self._step
         ratio, flat, policy = self._ratios(logprobs, rows)
         weight, good = like(ratio, self._weight[flat]), like(ratio, self._desirable[flat])
@@ -101,20 +102,20 @@ class KTOLoss:
             share = weight * good / like(ratio, self._selection.target_count[flat])
             value = value - self._sft_weight * (share * policy).sum()
         reward = self._beta * ratio.detach() * weight
-        # The loop divides by the step's weight; these are means over a part of it.
+        # The loop divides by the step's weight, but these two are means over one label only.
         sums = {
-            DESIRABLE_REWARD: (reward * good).sum() * _over(step_weight, good_weight),
-            UNDESIRABLE_REWARD: (reward * ~good).sum() * _over(step_weight, bad_weight),
+            DESIRABLE_REWARD: (reward * good).sum() * _safe_ratio(step_weight, good_weight),
+            UNDESIRABLE_REWARD: (reward * ~good).sum() * _safe_ratio(step_weight, bad_weight),
             REFERENCE_POINT: weight.sum() * reference_point,
         }
         return LossSum(value, sums)
 
     def _ratios(self, logprobs: Tensor, rows: Rows) -> tuple[Tensor, np.ndarray, Tensor]:
-        """(S,) log-ratios, places among all used responses, and the policy's log-probs."""
+        """(S,) log-ratios, indices among all used responses, and the policy's log-probs."""
         flat = response_index(self._selection, rows)
         policy = sequence_logprobs(logprobs, like(logprobs, rows.sequence), rows.num_sequences)
         return policy - like(policy, self._reference[flat]), flat, policy
 
 
-def _over(whole: Tensor, part: Tensor) -> Tensor:
+def _safe_ratio(whole: Tensor, part: Tensor) -> Tensor:
     return torch.where(part > 0, whole / part, 0.0)

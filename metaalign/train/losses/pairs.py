@@ -1,8 +1,8 @@
-"""Losses as the loop calls them: over a micro-batch's log-probs, by what the index says of each.
+"""SFT, pair and ranking losses as the loop calls them: over the log-probs of a micro-batch.
 
-Every loss is called as `loss(logprobs, rows) -> LossSum`: sums over a micro-batch, which the loop
-divides by the step's global weight, the sum of `selection.loss_weight[plan.step(s)]`. The formulas
-are in `formulas`; single judged responses (KTO) in `kto`.
+Every loss is called as `loss(logprobs, rows) -> LossSum`. It returns sums over a micro-batch, which
+the loop divides by the step's global weight, the sum of `selection.loss_weight[plan.step(s)]`. The
+formulas are in `formulas`; the loss over single responses (KTO) is in `kto`.
 
 Dimensions: T = targets, S = sequences of a micro-batch, P = pairs, R = all used responses,
 M = references.
@@ -24,26 +24,28 @@ from metaalign.train.losses import formulas
 from metaalign.train.model.policy import sequence_logprobs
 
 REWARD_ACCURACY = "reward_accuracy"
-"""Share of the pairs whose chosen response has the larger reward; a tie counts half."""
+"""Share of the pairs whose chosen response has the larger reward; a tie counts as half."""
 
 REWARD_MARGIN = "reward_margin"
 """Mean of the chosen reward minus the rejected."""
 
 CHOSEN_REWARD = "chosen_reward"
-"""Mean of beta times what the loss compares, as is the next: the policy's log-ratio to the
-reference; its average under ipo; the average log-prob under simpo and orpo."""
+"""Mean reward of the chosen responses: beta times the score that the loss compares. The score is
+the policy's log-ratio to the reference; for ipo its average; for simpo and orpo the average
+log-prob."""
 
 REJECTED_REWARD = "rejected_reward"
+"""Mean reward of the rejected responses."""
 
 
 class LossSum(NamedTuple):
-    """Sums over a micro-batch; divided by the step's global weight they are weighted means."""
+    """Sums over a micro-batch. Divided by the step's global weight, they are weighted means."""
 
     value: Tensor
     """Scalar, in nats."""
 
     metrics: dict[str, Tensor]
-    """Scalars by name, without gradients; the names are the same on every call."""
+    """Scalars by name, without gradients. The names are the same in every call."""
 
 
 class Pairs(NamedTuple):
@@ -54,33 +56,33 @@ class Pairs(NamedTuple):
     rejected: np.ndarray
     """(P,) slots."""
     share: np.ndarray
-    """(P,) float64: one over the pairs of the same example, which together weigh 1."""
+    """(P,) float64: 1 / the number of pairs of the same example, so that an example's shares sum to
+    1."""
 
 
 class Gaps(NamedTuple):
-    """How far apart a loss holds the two responses of every pair of a selection."""
+    """Reward difference of every pair of a selection."""
 
     example: np.ndarray
     """(P,) position in the selection."""
     share: np.ndarray
     """(P,) as in `Pairs`."""
     reward: np.ndarray
-    """(P,) chosen reward minus rejected, over beta."""
+    """(P,) chosen reward minus rejected reward, divided by beta."""
 
 
 def loss_function(config: PreferenceLossConfig) -> Callable[..., Tensor]:
-    """The function in `formulas` that the table of losses names, with beta and the loss's own
-    settings filled in."""
+    """The formula that `config.kind` names, with beta and the loss's own settings bound."""
     function = getattr(formulas, config.kind.function)
     return partial(function, beta=config.beta, **config.own_settings)
 
 
 def ordered_slots(occurrence: np.ndarray, score: np.ndarray) -> Pairs:
-    """Pair what belongs to one example and differs in score.
+    """All pairs of sequences that belong to the same example and differ in score.
 
     Args:
         occurrence: (S,) number of the example, ascending.
-        score: (S,) larger is better.
+        score: (S,) a larger score is better.
     """
     count = np.bincount(occurrence)
     chosen = np.repeat(np.arange(len(score)), count[occurrence])
@@ -92,7 +94,7 @@ def ordered_slots(occurrence: np.ndarray, score: np.ndarray) -> Pairs:
 
 
 class SFTLoss:
-    """Negative log-probability of every target, by the weight of its example."""
+    """Negative log-probability of every target, weighted by its example's weight."""
 
     metrics: tuple[str, ...] = ()
 
@@ -100,7 +102,7 @@ class SFTLoss:
         self._weight = columns.weight[selection.example]
 
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
-        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
+        """Args: (T,) log-probabilities in nats, and the rows that hold their targets."""
         weight = np.append(self._weight[rows.position], 0.0)[rows.sequence]
         return LossSum(formulas.sft_loss(logprobs=logprobs, weight=like(logprobs, weight)), {})
 
@@ -108,8 +110,9 @@ class SFTLoss:
 class PairLoss:
     """A loss over every strictly ordered pair of an example, averaged over the example's pairs.
 
-    With an `sft_weight`, beside it the negative log-probability of the best response, divided by
-    its target tokens, as in https://arxiv.org/abs/2404.19733, equation 1.
+    If `sft_weight` is set, the loss also has an SFT term: the negative log-probability of the best
+    response, divided by its number of target tokens, as in https://arxiv.org/abs/2404.19733,
+    equation 1.
     """
 
     metrics: tuple[str, ...] = (REWARD_ACCURACY, REWARD_MARGIN, CHOSEN_REWARD, REJECTED_REWARD)
@@ -121,12 +124,12 @@ class PairLoss:
         references: np.ndarray | None,
         config: PreferenceLossConfig,
     ) -> None:
-        """Gather what the loss needs to know of every used response.
+        """Gather score, weight, margin and reference log-probs of every used response.
 
         Args:
             references: (M, R) summed log-probabilities in nats, aligned with
-                `selection.response`. What the rows never show may be NaN. None where the loss
-                knows no reference.
+                `selection.response`. NaN is allowed for responses that no row contains. None if
+                the loss uses no reference.
         """
         assert (references is not None) == config.kind.has_reference
         assert references is None or references.shape[1:] == selection.response.shape
@@ -140,7 +143,7 @@ class PairLoss:
         self._function = loss_function(config)
 
     def __call__(self, logprobs: Tensor, rows: Rows) -> LossSum:
-        """Args: (T,) log-probabilities in nats, and the rows that they are of."""
+        """Args: (T,) log-probabilities in nats, and the rows that hold their targets."""
         flat = response_index(self._selection, rows)
         policy = sequence_logprobs(logprobs, like(logprobs, rows.sequence), rows.num_sequences)
         pairs = ordered_slots(rows.occurrence, self._order[flat])
@@ -156,7 +159,11 @@ class PairLoss:
         return LossSum(value, sums)
 
     def gaps(self, logprobs: np.ndarray) -> Gaps:
-        """Of every pair of the selection, by (R,) summed log-probs of the policy."""
+        """The reward differences of all pairs of the selection.
+
+        Args:
+            logprobs: (R,) summed log-probs of the policy, in nats.
+        """
         selection = self._selection
         example = np.repeat(np.arange(len(selection)), selection.response_count)
         pairs = ordered_slots(example, self._order)
@@ -165,7 +172,12 @@ class PairLoss:
         return Gaps(example[pairs.chosen], pairs.share, (chosen - rejected).numpy())
 
     def _scores(self, policy: Tensor, flat: np.ndarray, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """(P,) each, what the loss compares, of the (S,) log-probs of the responses at `flat`."""
+        """The scores that the loss compares: (P,) of the chosen and (P,) of the rejected responses.
+
+        Args:
+            policy: (S,) summed log-probs of the policy.
+            flat: (S,) indices of these responses among all used ones.
+        """
         scores = [policy[pairs.chosen], policy[pairs.rejected]]
         places = [flat[pairs.chosen], flat[pairs.rejected]]
         if self._references is not None:
@@ -191,7 +203,8 @@ class PairLoss:
         return (weight * compute(chosen=chosen, rejected=rejected)).sum()
 
     def _best_share(self, flat: np.ndarray, rows: Rows) -> np.ndarray:
-        """(S,) weight per target token of each example's best response, the first of equals."""
+        """(S,) the example's weight / the number of target tokens for each example's best response,
+        0 for all others. Of equally good responses the first is the best."""
         by_score = np.lexsort((-self._order[flat], rows.occurrence))
         _, first = np.unique(rows.occurrence, return_index=True)
         best = by_score[first]
@@ -201,7 +214,7 @@ class PairLoss:
 
 
 class RankingLoss(PairLoss):
-    """Plackett-Luce over all responses of an example; its metrics are those of the pairs."""
+    """Plackett-Luce loss over all responses of an example. The metrics are those of `PairLoss`."""
 
     def _sum(self, chosen: Tensor, rejected: Tensor, pairs: Pairs, rows: Rows) -> Tensor:
         by_slot = self._function(
@@ -214,7 +227,7 @@ class RankingLoss(PairLoss):
 
 
 def pair_rewards(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """The metrics of (P,) rewards, by pair."""
+    """(P,) values of each metric, from the (P,) rewards of the pairs."""
     return {
         REWARD_ACCURACY: (chosen > rejected) + 0.5 * (chosen == rejected),
         REWARD_MARGIN: chosen - rejected,
@@ -224,6 +237,6 @@ def pair_rewards(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
 
 
 def like(tensor: Tensor, values: np.ndarray) -> Tensor:
-    """The values on the tensor's device; real numbers in its precision."""
+    """The values on the device of `tensor`. Floating-point values get its dtype."""
     moved = torch.from_numpy(values).to(tensor.device)
     return moved.to(tensor.dtype) if moved.is_floating_point() else moved
