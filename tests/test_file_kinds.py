@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from metaalign.data.sources.records import check_file, read_records, split_file
+from metaalign.data.sources.records import check_file, read_records
+from metaalign.data.sources.splitting import split_file
 from metaalign.errors import DataError
 from tests.test_records import KINDS, write
 
