@@ -14,6 +14,7 @@ from metaalign.data.formats import detect_format, read_rows
 from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.records import Record
 from metaalign.errors import DataError
+from tests.test_architecture import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +49,12 @@ def test_the_tree_names_every_module_once_and_none_that_does_not_exist() -> None
         if path.name != "__init__.py"
     }
     assert sorted(files_in_the_tree()) == sorted(modules)
+
+
+def test_the_tree_shows_the_rooms_in_the_order_of_imports() -> None:
+    shown = [line.split()[0] for line in tree() if re.match(r"(  )?\w", line)]
+    named = [name.removesuffix(".py").rstrip("/") for name in shown]
+    assert [name for name in named if name in ROOMS] == list(ROOMS)
 
 
 def test_the_tree_names_every_folder() -> None:
