@@ -1,13 +1,13 @@
 """MetaAligner's plain prompts: a query, an answer, and the objectives to edit it for.
 
-The third rendering beside the tiers and a model's own chat template. The three forms are those that
-MetaAligner's public checkpoints were trained on (https://arxiv.org/abs/2403.17141), to the letter:
+The third rendering, besides the tiers and a model's own chat template. The three forms are exactly
+those that MetaAligner's public checkpoints were trained on (https://arxiv.org/abs/2403.17141):
 
     You are an assistant to human. You will be provided with a context and an answer. Consider the
     context, then edit the answer to improve it considering these aspects: Honesty: The response
     should not tell lies | Context: Capital of Peru? | Answer: Cusco. | Edit:
 
-The descriptions of objectives say what the paper's do, not all in its words.
+The descriptions of objectives have the meaning of the paper's, but not always its words.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ OBJECTIVES = {
     "Relevance": "The response should contain only what the query asks for",
     "Completeness": "The response should leave out nothing that the query asks for",
 }
-"""Objective -> its description. From Specificity on, MetaAligner never trained on them."""
+"""Objective -> its description. MetaAligner was not trained on Specificity and those after it."""
 
 _OPENING = (
     "You are an assistant to human. You will be provided with {a} and an answer. Consider the "
@@ -51,15 +51,19 @@ _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 
 
 def description(objective: str) -> str | None:
-    """An objective as prompts say it, `name: what to do`, in any spelling; None if unknown."""
+    """An objective as it appears in prompts, `Name: description`; None if it is unknown.
+
+    Args:
+        objective: Its name; case does not matter, and `_` may stand for a space.
+    """
     wanted = objective.replace("_", " ").casefold()
     return next(
-        (f"{name}: {told}" for name, told in OBJECTIVES.items() if name.casefold() == wanted), None
+        (f"{name}: {text}" for name, text in OBJECTIVES.items() if name.casefold() == wanted), None
     )
 
 
 def query_text(turns: Sequence[Turn]) -> str:
-    """A lone query as it is; a dialogue with its speakers."""
+    """The text of a single turn unchanged; several turns with a speaker label before each."""
     if len(turns) == 1:
         return turns[0].text
     return "\n\n".join(f"{_SPEAKERS[turn.role]}: {turn.text}" for turn in turns)
@@ -71,10 +75,10 @@ def edit_prompt(
     """The prompt whose completion is the edited answer.
 
     Args:
-        objectives: Descriptions, in the order in which they are told.
+        objectives: Descriptions, in the order of the prompt.
 
     Raises:
-        ValueError: there is none.
+        ValueError: `objectives` is empty.
     """
     if not objectives:
         raise ValueError("an edit needs at least one objective")

@@ -216,7 +216,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
     ("messages", "fields", "param", "words"),
     [
         ([SYSTEM, SYSTEM, *QUERY], {}, "messages[1]", "a second system message"),
-        ([*QUERY, SYSTEM], {}, "messages[1]", "must stand first"),
+        ([*QUERY, SYSTEM], {}, "messages[1]", "must come first"),
         ([SYSTEM, *QUERY], {"system_info": "x"}, "system_info", "beside a system message"),
         ([SYSTEM], {}, "messages", "must begin with a user message"),
         (

@@ -278,7 +278,7 @@ def test_a_finished_store_needs_no_teacher_nor_do_kept_answers(tmp_path: Path) -
     assert prepare_store(other).manifest["teachers"]["t"]["kept"] == 5
     more = write(tmp_path / "more.jsonl", [{"prompt": f"Query {n}?"} for n in range(6)])
     source["path"] = str(more)
-    with pytest.raises(UpstreamError, match="no server answers, and not every answer is kept"):
+    with pytest.raises(UpstreamError, match="no server answers, and not every answer is stored"):
         prepare_store(config_of(tmp_path, server.url, sources=[source]))
 
 

@@ -167,7 +167,9 @@ def test_a_key_in_an_address_is_refused_and_not_shown(tmp_path: Path, key: str) 
     config.write_text(
         f"storage: /s\nmodel: {{path: a}}\ncheckpoint: {{storage: 's3://{key}@b/c'}}\n"
     )
-    with pytest.raises(ConfigError, match=r"checkpoint.storage: holds a key.*'s3://...@b/c'") as no:
+    with pytest.raises(
+        ConfigError, match=r"checkpoint.storage: contains a key.*'s3://...@b/c'"
+    ) as no:
         load_config(SFTConfig, config)
     assert "ret" not in str(no.value).replace("SECRET", "")
 

@@ -56,4 +56,4 @@ def test_kept_answers_are_found_while_the_server_is_down(tmp_path: Path) -> None
     found, missing = asking(request(), request("Another?"))
     assert isinstance(found, Reply)
     assert type(missing) is UpstreamError
-    assert "no server answers, and not every answer is kept" in str(missing)
+    assert "no server answers, and not every answer is stored" in str(missing)

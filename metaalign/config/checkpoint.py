@@ -1,4 +1,4 @@
-"""When and where training saves."""
+"""Settings of checkpoints, shared by the sft and dpo jobs."""
 
 from pydantic import Field
 
@@ -7,29 +7,30 @@ from metaalign.config.sections import Section, WorkersConfig
 
 
 class CheckpointConfig(Section):
-    """When and where training saves."""
+    """When and where training saves checkpoints."""
 
     every_steps: int | None = Field(default=200, ge=1)
-    """Steps between two checkpoints. None saves at the end alone, with a fixed num_workers."""
+    """Steps between two checkpoints. None saves only at the end, and requires a fixed number of
+    workers."""
 
     storage: Place | None = None
-    """Where checkpoints are kept, in a folder named like the run's: a path that every node sees, or
-    object storage such as s3://bucket/runs?region=eu-central-1, with the nodes' own credentials.
-    None keeps them in the run's folder."""
+    """Where checkpoints are stored, in a folder with the run's name: a path that every node sees,
+    or object storage such as s3://bucket/runs?region=eu-central-1, which the nodes access with
+    their own credentials. None stores them in the run's folder."""
 
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints that are kept; the best one is kept beside them."""
+    """Number of newest checkpoints to keep. The best one is kept in addition."""
 
     notice_steps: int = Field(default=10, ge=1)
-    """Steps between two looks for a notice that a node is about to be taken away; a checkpoint
-    follows at once. A job that is told to stop saves after the step that it is at."""
+    """Steps between two checks for a notice that a node will be taken away; after a notice,
+    training saves a checkpoint at once. A job that is asked to stop finishes its step and saves."""
 
 
 def check_resizes(workers: WorkersConfig, checkpoint: CheckpointConfig) -> None:
-    """Raises a ValueError for workers that come and go without a checkpoint to go on from."""
+    """Raise a ValueError if the number of workers may change but no checkpoints are saved."""
     if not isinstance(workers.num_workers, int) and checkpoint.every_steps is None:
         raise ValueError(
-            f"checkpoint.every_steps None with workers.num_workers {[*workers.num_workers]}: a "
-            "node that is lost or returns would take the run back to its first step; give "
-            "every_steps a number"
+            f"checkpoint.every_steps is None with workers.num_workers {[*workers.num_workers]}: if "
+            "a node is lost or returns, the run would start again from its first step; set "
+            "every_steps to a number"
         )

@@ -1,4 +1,4 @@
-"""Settings of the export job: a training run in, a Hugging Face folder out."""
+"""Settings of the export job, which turns a training run into a Hugging Face folder."""
 
 from typing import Annotated, Literal
 
@@ -9,23 +9,23 @@ from metaalign.config.sections import FolderName, Section, TrackingConfig
 
 
 class ExportTrackingConfig(TrackingConfig):
-    """Where MLflow keeps the runs, and the name of the model there."""
+    """Where MLflow stores runs, and under which name it registers the model."""
 
     registered_model: str | None = None
     """Name under which the exported model is registered. None registers nothing."""
 
     alias: str = Field(default="newest", pattern=r"^[\w-]+$")
-    """Alias that the newest registered version gets. MLflow keeps `latest` and `v1` for itself."""
+    """Alias of the newest registered version. MLflow reserves `latest` and names such as `v1`."""
 
     @field_validator("alias")
     @classmethod
-    def _not_reserved(cls, alias: str) -> str:
+    def _check_alias(cls, alias: str) -> str:
         if alias.lower() == "latest" or alias.lower().removeprefix("v").isdigit():
             raise ValueError("is reserved by MLflow; choose another alias")
         return alias
 
     @model_validator(mode="after")
-    def _of_a_registered_model(self) -> "ExportTrackingConfig":
+    def _check_registered_model(self) -> "ExportTrackingConfig":
         if self.registered_model is None and self.changed("alias"):
             raise ValueError(
                 f"alias {self.alias!r} has no effect without registered_model; give both, or leave "
@@ -41,12 +41,11 @@ class ExportConfig(Section):
     """Root of all outputs: an absolute path or a file:// URI that every node sees."""
 
     run: str = "dpo"
-    """The sft or dpo run that is exported: its folder's name under the storage."""
+    """The sft or dpo run to export: the name of its folder under the storage."""
 
     checkpoint: Literal["newest", "best"] | Annotated[int, Field(ge=1)] | None = None
-    """Which of its checkpoints: the newest, the best by its held_out.best_metric, or the one
-    after so many steps. None takes the best where the run kept one that is whole, else the
-    newest."""
+    """The checkpoint to export: the newest, the best by the run's held_out.best_metric, or the one
+    after this many steps. None takes the best if the run kept a complete one, else the newest."""
 
     output: FolderName = "model"
     """Name of the Hugging Face folder under the storage."""

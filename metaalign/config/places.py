@@ -1,4 +1,4 @@
-"""Where things lie: paths that every node sees, and addresses in object storage."""
+"""Types for paths that every node sees and for addresses in object storage."""
 
 import re
 from pathlib import PurePosixPath
@@ -37,8 +37,8 @@ def _anywhere(place: str) -> str:
     # container@account is no key; a slash in a key would end the host before its @.
     if ":" in uri["host"].partition("@")[0]:
         raise ValueError(
-            "holds a key, which logs and MLflow would show; the nodes' own credentials are used, "
-            "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance's role"
+            "contains a key, which logs and MLflow would show; remove it and use the nodes' own "
+            "credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or an instance's role"
         )
     return place[: uri.start("slash")] + place[uri.end("slash") :]
 
@@ -47,4 +47,5 @@ AbsolutePath = Annotated[str, AfterValidator(_on_a_disk)]
 """A path on a disk that every node sees."""
 
 Place = Annotated[str, AfterValidator(_anywhere)]
-"""Such a path, or an address in object storage, which may end with ?region=... and the like."""
+"""A path on a disk that every node sees, or an address in object storage, which may end with
+options such as ?region=eu-central-1."""

@@ -1,7 +1,7 @@
-"""From a request to a rendered prompt and a sampling.
+"""Turns a request into a rendered prompt and sampling settings.
 
-A `system` message is the System Info under its OpenAI name; `preferences` are put into words and
-follow the User Info. Knows no model, no Ray and no transport.
+A `system` message is the System Info under its OpenAI name. `preferences` are phrased as sentences
+and appended to the User Info. Imports no model, no Ray and no HTTP framework.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,17 @@ class Prompt(NamedTuple):
     tokens: list[int]
     counts: dict[str, int]
     head: list[int]
-    """Those of them that begin the response."""
+    """The last tokens of the prompt that already belong to the response; empty unless the request
+    sets continue_final_message."""
 
 
 def to_segments(request: ChatRequest) -> list[Segment]:
-    """The segments of a request: who says what, in the order of the template.
+    """The segments of a request, in the order of the template.
 
-    The last one is a user's query, or the response that is to be continued.
+    The last segment is the user's query, or the response to continue.
 
     Raises:
-        RequestError: carries the Refusal.
+        RequestError: its argument is the Refusal.
     """
     system_info, messages = _split_system(request)
     turns = [_to_turn(number, message) for number, message in messages]
@@ -46,14 +47,15 @@ def to_segments(request: ChatRequest) -> list[Segment]:
     last = "assistant" if request.continue_final_message else "user"
     if turns[-1].role != last:
         raise refused("messages", _END_WITH[last])
-    spoken = [say_preference(number, entry) for number, entry in enumerate(request.preferences)]
-    user_info = " ".join(text for text in (request.user_info, *spoken) if text)
+    wishes = [phrase_preference(number, entry) for number, entry in enumerate(request.preferences)]
+    user_info = " ".join(text for text in (request.user_info, *wishes) if text)
     return prompt_segments(system_info=system_info, user_info=user_info, turns=turns)
 
 
 _END_WITH = {
-    "user": "must end with a user message; continue_final_message goes on from an assistant's",
-    "assistant": "must end with an assistant message, which continue_final_message goes on from",
+    "user": "must end with a user message; to continue an assistant message, set "
+    "continue_final_message",
+    "assistant": "must end with the assistant message that continue_final_message continues",
 }
 
 
@@ -65,9 +67,12 @@ def _split_system(request: ChatRequest) -> tuple[str, list[tuple[int, Message]]]
     if len(system) > 1:
         raise refused(f"messages[{system[1]}]", "a second system message; join it with the first")
     if system[0] != 0:
-        raise refused(f"messages[{system[0]}]", "the system message must stand first")
+        raise refused(f"messages[{system[0]}]", "the system message must come first")
     if request.system_info is not None:
-        raise refused("system_info", "given beside a system message; both are one tier, give one")
+        raise refused(
+            "system_info",
+            "was given together with a system message; both set the same tier, give only one",
+        )
     if request.messages[0].user_info:
         raise refused("messages[0].user_info", "only a user message may carry it")
     return request.messages[0].text, numbered[1:]
@@ -83,11 +88,11 @@ def _to_turn(number: int, message: Message) -> Turn:
     return Turn("assistant", message.text)
 
 
-def say_preference(number: int, entry: PreferenceEntry) -> str:
-    """The preference in the user's words: the first phrasing of its family.
+def phrase_preference(number: int, entry: PreferenceEntry) -> str:
+    """The preference as a sentence of the user: the first phrasing of its family.
 
     Raises:
-        RequestError: the family is unknown, or its parameter missing or superfluous.
+        RequestError: the family is unknown, its parameter is missing, or it takes no parameter.
     """
     if entry.family not in FAMILIES:
         known = f"unknown family {entry.family!r}; known: {', '.join(FAMILIES)}"
@@ -100,10 +105,10 @@ def say_preference(number: int, entry: PreferenceEntry) -> str:
 
 
 def render(template: Template, segments: Sequence[Segment]) -> Prompt:
-    """The tokens of a prompt. Control tokens count for the tier that they open.
+    """The tokens of a prompt. Each control token counts towards the tier that it opens.
 
     Args:
-        segments: As `to_segments` gives them.
+        segments: From `to_segments`.
     """
     counts: dict[str, int] = {}
     for segment, ids in zip(segments, template.segment_ids(segments), strict=True):
@@ -119,10 +124,10 @@ def render(template: Template, segments: Sequence[Segment]) -> Prompt:
 def to_sampling(
     request: ChatRequest, prompt: Prompt, *, config: ServeConfig, context: int
 ) -> Sampling:
-    """How a request is answered.
+    """The sampling settings of a request, with defaults for the fields that it omits.
 
     Raises:
-        RequestError: prompt and answer do not fit in the context; tiers are never truncated.
+        RequestError: prompt and answer do not fit in the context. Tiers are never truncated.
     """
     room = context - len(prompt.tokens)
     if room < (request.most_tokens or 1):

@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve, and the job that runs it.
 
-`run_serve` checks all that can be wrong before anything starts, then serves until it is told to
-stop.
+`run_serve` checks the configuration before anything starts, then serves until it receives SIGINT or
+SIGTERM.
 """
 
 import json
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(config: ServeConfig) -> Application:
-    """The endpoint as a Ray Serve application; every replica holds the model. Asks Ray for GPUs."""
+    """The endpoint as a Ray Serve application; every replica loads the model. Requires a running
+    Ray."""
     settings = config.model_dump(mode="json")
 
     def start() -> FastAPI:
@@ -49,22 +50,22 @@ def build_app(config: ServeConfig) -> Application:
 
 
 def check_serve(config: ServeConfig) -> None:
-    """Find what would keep the server from starting, before anything starts.
+    """Check the model folder and the address, before anything starts.
 
     Raises:
         ModelError: the folder holds no model.
         TemplateError: its tokenizer is not the one that the model was trained with.
-        ConfigError: the address cannot be listened on.
+        ConfigError: the server cannot listen on the address.
     """
     Template.verify(check_folder(resolve(config.storage, config.model)))
     check_port(config)
 
 
 def check_port(config: ServeConfig) -> None:
-    """See that the address can be listened on.
+    """Check that the server can listen on the address.
 
     Raises:
-        ConfigError: it cannot; names a free port.
+        ConfigError: it cannot; the message names a free port.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
@@ -73,21 +74,24 @@ def check_port(config: ServeConfig) -> None:
         with socket.create_server(("", 0)) as free:
             port = free.getsockname()[1]
         raise ConfigError(
-            f"port: {config.host}:{config.port} cannot be listened on ({error.strerror}). Stop "
-            f"what holds it (`ss -ltnp 'sport = :{config.port}'` names it), or give another host "
-            f"or port: port={port} is free"
+            f"port: cannot listen on {config.host}:{config.port} ({error.strerror}). Stop the "
+            f"process that uses it (`ss -ltnp 'sport = :{config.port}'` shows which), or set "
+            f"another host or port: port={port} is free"
         ) from error
 
 
 def gpus_per_replica(config: ServeConfig) -> float:
-    """The setting as a number: auto is 1 on a cluster that has a GPU now, else 0. Needs Ray."""
+    """The setting as a number: auto is 1 if the cluster has a GPU now, else 0. Requires a running
+    Ray."""
     if config.gpus_per_replica != "auto":
         return config.gpus_per_replica
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def check_cluster(config: ServeConfig) -> None:
-    """See that Ray Serve is free, and that the replicas have a place; else it would wait for one.
+    """Check that Ray Serve is not running yet and that the replicas fit on the cluster.
+
+    Ray Serve would wait without end for resources that the cluster does not have.
 
     Raises:
         ConfigError: names the setting to change.
@@ -96,13 +100,13 @@ def check_cluster(config: ServeConfig) -> None:
     for kind, each, also in (("CPU", 1.0, ""), ("GPU", gpus, " or gpus_per_replica")):
         if config.replicas * each > cluster.get(kind, 0):
             raise ConfigError(
-                f"replicas: {config.replicas} of {each:g} {kind} each do not fit on the cluster, "
-                f"which has {cluster.get(kind, 0):g}; lower replicas{also}, or add nodes"
+                f"replicas: {config.replicas} replicas of {each:g} {kind} each do not fit on the "
+                f"cluster, which has {cluster.get(kind, 0):g}; lower replicas{also}, or add nodes"
             )
     if serve.status().proxies:
         raise ConfigError(
-            "Ray Serve already runs on this cluster, and listens where it was first told to: stop "
-            "it (`serve shutdown`), or serve from another cluster"
+            "Ray Serve already runs on this cluster, and its address cannot change while it runs: "
+            "stop it (`serve shutdown`), or serve from another cluster"
         )
 
 
@@ -110,15 +114,15 @@ def run_serve(config: ServeConfig, block: bool = True) -> str:
     """Serve the model.
 
     Args:
-        block: Return only after SIGINT or SIGTERM, with everything stopped. Otherwise return as
-            soon as requests are answered; `stop_serve` ends it.
+        block: Return only after SIGINT or SIGTERM, once everything has stopped. False returns as
+            soon as the endpoint answers requests; `stop_serve` stops it.
 
     Returns:
         The base URL for OpenAI's clients, such as http://127.0.0.1:8000/v1.
 
     Raises:
-        ModelError, TemplateError, ConfigError: see `check_serve`; ConfigError too where the
-            cluster is too small or already serves.
+        ModelError, TemplateError, ConfigError: see `check_serve`. ConfigError also if the cluster
+            is too small or already runs Ray Serve.
     """
     check_serve(config)
     if not ray.is_initialized():
@@ -145,7 +149,7 @@ def stop_serve() -> None:
 
 
 def base_url(config: ServeConfig) -> str:
-    """Where OpenAI's clients on this machine find the endpoint."""
+    """The endpoint's URL for OpenAI's clients on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}/v1"
 
@@ -154,7 +158,7 @@ def _wait_for_signal() -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    # A wait without end would keep Python from running the handlers on some platforms.
+    # A wait without a timeout keeps Python from running the handlers on some platforms.
     while not stopped.wait(1.0):
         pass
 
@@ -167,7 +171,7 @@ def _greeting(config: ServeConfig) -> str:
     }
     return (
         f"serving {config.name!r} at {base_url(config)}; stop with Ctrl-C or `ray job stop`\n"
-        "no keys are configured: whoever reaches the port may set the System Info\n"
+        "no keys are configured: anyone who can reach the port may set the System Info\n"
         f"try: curl -s {base_url(config)}/chat/completions -H 'Content-Type: application/json' "
         f"-d '{json.dumps(body)}'"
     )

@@ -1,6 +1,6 @@
-"""Requests that arrive together are decoded together; each caller gets its own tokens.
+"""Decodes requests that arrive together in one batch; each caller receives its own tokens.
 
-Knows token ids and asyncio; no text and no HTTP.
+Handles token ids only: no text and no HTTP.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from metaalign.generate.embedded import Answer, EmbeddedEngine, Sampling
 
 
 class _Waiting:
-    """One request: what it asks, and the place where its tokens arrive."""
+    """One queued request, and the queue that receives its tokens."""
 
     def __init__(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.prompt = prompt
@@ -20,9 +20,9 @@ class _Waiting:
 
 
 class Batches:
-    """Collects requests into batches for one engine, in the order in which they come.
+    """Collects requests into batches for one engine, in the order of their arrival.
 
-    A request that comes while a batch is decoded waits for the next one.
+    A request that arrives while a batch is being decoded waits for the next batch.
     """
 
     def __init__(self, engine: EmbeddedEngine, *, max_size: int, wait_s: float) -> None:
@@ -35,9 +35,9 @@ class Batches:
     async def stream(
         self, prompt: Sequence[int], sampling: Sampling
     ) -> AsyncGenerator[list[int] | Answer, None]:
-        """The tokens of an answer, as many at a time as have arrived; at last the whole Answer.
+        """Yield the tokens of an answer as they arrive, one list at a time, then the whole Answer.
 
-        Whoever stops iterating frees the request's place in its batch.
+        If the caller stops iterating, the engine stops decoding this request.
         """
         if self._loop is None:
             self._loop = asyncio.create_task(self._run())
@@ -67,13 +67,13 @@ class Batches:
                 asyncio.to_thread(self._decode, batch, asyncio.get_running_loop())
             )
             await asyncio.wait([decoding])
-            # A batch that fails takes its own requests along, not the server.
+            # If a batch fails, its own requests fail; the server goes on.
             if failure := decoding.exception():
                 for waiting in batch:
                     waiting.arrivals.put_nowait(failure)
 
     async def _collect(self) -> list[_Waiting]:
-        """At least one request, and those that follow soon enough."""
+        """Wait for one request, then collect more for at most `wait_s` seconds."""
         batch = [await self._queue.get()]
         deadline = asyncio.get_running_loop().time() + self._wait_s
         while len(batch) < self._max_size:

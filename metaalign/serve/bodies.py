@@ -1,4 +1,4 @@
-"""What a request's body may hold: OpenAI's chat completions, plus tiers and preferences.
+"""The fields of a request body: OpenAI's chat completions, plus tiers and preferences.
 
 {"model": "metaalign", "messages": [{"role": "user", "content": "Capital of Peru?"}],
  "system_info": "You work for a library.", "user_info": "I am a pilot.",
@@ -39,8 +39,8 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""Fields that OpenAI and vLLM know and this server does not: the values, beside null, that ask for
-nothing."""
+"""Fields that OpenAI or vLLM support and this server does not, with the values that have no effect.
+Null and these values are accepted; any other value is refused."""
 
 IGNORED = frozenset(
     {"metadata", "prompt_cache_key", "prompt_cache_retention", "request_id", "safety_identifier"}
@@ -49,48 +49,51 @@ IGNORED = frozenset(
 """Fields of a request that never change an answer."""
 
 IGNORED_IN_MESSAGE = frozenset({"cache_control", "id", "name"})
-"""Fields of a message, or of a part of one, that never change an answer. The template has no place
-for a participant's name, and this server's cache takes no orders."""
+"""Fields of a message, or of a part of one, that never change an answer. The template does not
+render a participant's name, and clients cannot control this server's cache."""
 
 ECHOED = frozenset(
     {"annotations", "audio", "function_call", "images", "parsed", "provider_specific_fields"}
     | {"reasoning", "reasoning_content", "reasoning_details", "refusal", "tool_call_id"}
     | {"tool_calls"}
 )
-"""Fields that clients echo with an answer. Null or empty, they say nothing; others are refused."""
+"""Fields of an answer that clients send back in the next request. They are ignored if null or
+empty, and refused otherwise."""
 
 
 class Body(BaseModel):
-    """A part of a request. Unknown fields are refused, and numbers must be finite."""
+    """Shared rules of every part of a request: unknown fields and infinite numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
-    def _readable(cls, value: Any) -> Any:
-        """JSON can escape half of a surrogate pair, which no tokenizer can read."""
+    def _check_unicode(cls, value: Any) -> Any:
+        """Refuse half of a surrogate pair, which JSON can escape and no tokenizer can read."""
         try:
             return value.encode("utf-8").decode() if isinstance(value, str) else value
         except UnicodeEncodeError as error:
             raise ValueError(f"is not valid Unicode at character {error.start}") from error
 
 
-def _without_habits(said: Any) -> Any:
-    """A message, or a part of one, without the fields that change no answer."""
-    if not isinstance(said, dict):
-        return said
+def _drop_ignored_fields(message: Any) -> Any:
+    """A message, or a part of one, without the fields that never change an answer."""
+    if not isinstance(message, dict):
+        return message
     return {
         key: value
-        for key, value in said.items()
+        for key, value in message.items()
         if key not in IGNORED_IN_MESSAGE and not (key in ECHOED and value in (None, "", [], {}))
     }
 
 
 class TextPart(Body):
+    """One part of a message whose content is a list, such as {"type": "text", "text": "Hello"}."""
+
     type: Literal["text"]
     text: str
 
-    _drop_habits = model_validator(mode="before")(_without_habits)
+    _drop_ignored = model_validator(mode="before")(_drop_ignored_fields)
 
 
 class Message(Body):
@@ -100,10 +103,11 @@ class Message(Body):
     content: str | list[TextPart]
     user_info: str | None = None
 
-    _drop_habits = model_validator(mode="before")(_without_habits)
+    _drop_ignored = model_validator(mode="before")(_drop_ignored_fields)
 
     @property
     def text(self) -> str:
+        """The content; the parts of a list are joined."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content)
@@ -117,6 +121,8 @@ class PreferenceEntry(Body):
 
 
 class StreamOptions(Body):
+    """OpenAI's options of a stream. `include_obfuscation` is accepted and has no effect."""
+
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -132,22 +138,22 @@ class ChatRequest(Body):
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """Null is 0, the likeliest token: what was told decides, not the draw."""
+    """Null means 0: greedy decoding."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     continue_final_message: bool | None = None
-    """The last message is the beginning of the answer, which goes on from it; vLLM's name."""
+    """True continues the last message, which must be an assistant's. As in vLLM."""
 
     add_generation_prompt: bool | None = None
-    """vLLM's name, too: false goes with continue_final_message, true without it."""
+    """Must be false with continue_final_message and true without it. As in vLLM."""
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _unsupported(cls, request: Any) -> Any:
+    def _refuse_unsupported(cls, request: Any) -> Any:
         if not isinstance(request, dict):
             return request
         unsupported = [
@@ -164,13 +170,14 @@ class ChatRequest(Body):
         }
 
     @model_validator(mode="after")
-    def _agree(self) -> "ChatRequest":
+    def _check_agreement(self) -> "ChatRequest":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise ValueError("max_tokens: contradicts max_completion_tokens; give one of the two")
         if self.add_generation_prompt is bool(self.continue_final_message):
             raise ValueError(
-                "add_generation_prompt: is true without continue_final_message, and false with it"
+                "add_generation_prompt: must be false with continue_final_message and true without "
+                "it"
             )
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: needs stream to be true")
@@ -178,4 +185,5 @@ class ChatRequest(Body):
 
     @property
     def most_tokens(self) -> int | None:
+        """The limit on the answer, under either of its two names; None if neither was given."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens

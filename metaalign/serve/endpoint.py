@@ -1,6 +1,6 @@
-"""The HTTP endpoint over an engine: a plain FastAPI app.
+"""The HTTP endpoint: a plain FastAPI app around an engine.
 
-Knows no Ray: `app.py` deploys it. Every refusal has OpenAI's error shape.
+Does not import Ray; `app.py` deploys it. Every error response has OpenAI's shape.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from metaalign.template import Template
 
 logger = logging.getLogger(__name__)
 
-_FAILURE = Refusal(500, "the server failed; its log says where")
+_FAILURE = Refusal(500, "the server failed; see its log")
 
 
 class ChatService:
@@ -42,8 +42,11 @@ class ChatService:
         self._batches = Batches(engine, max_size=config.max_batch_size, wait_s=config.batch_wait_s)
 
     def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists one; `max_model_len` as vLLM adds it; `fingerprint` is ours,
-        and tells a model from the one that was served under its name before."""
+        """The model's entry in OpenAI's model list.
+
+        `max_model_len` is vLLM's addition. `fingerprint` is our own: it changes if another model is
+        served under the same name.
+        """
         return {
             "id": self.config.name,
             "object": "model",
@@ -54,12 +57,13 @@ class ChatService:
         }
 
     def check_model(self, name: str) -> None:
+        """Raise a RequestError with status 404 unless `name` is the served model."""
         if name != self.config.name:
-            message = f"model: there is no {name!r} here; this server serves {self.config.name!r}"
+            message = f"model: unknown model {name!r}; this server serves {self.config.name!r}"
             raise RequestError(Refusal(404, message, "model", "model_not_found"))
 
     async def complete(self, request: ChatRequest) -> Response:
-        """One chat completion, whole or as server-sent events."""
+        """Answer one chat request, as JSON or as a stream of server-sent events."""
         self.check_model(request.model)
         segments = to_segments(request)
         prompt = await asyncio.to_thread(render, self.template, segments)
@@ -84,8 +88,8 @@ class ChatService:
             async for arrival in arrivals:
                 if isinstance(arrival, Answer):
                     answer = arrival
-        said = self.template.decode_after(prompt.head, answer.tokens)
-        message = {"role": "assistant", "content": said}
+        text = self.template.decode_after(prompt.head, answer.tokens)
+        message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
         return {
             **head,
@@ -97,7 +101,8 @@ class ChatService:
     async def _events(
         self, head: dict[str, Any], prompt: Prompt, sampling: Sampling, *, with_usage: bool
     ) -> AsyncIterator[str]:
-        """The stream. Its status is long sent when the engine fails: that becomes an event."""
+        """The server-sent events. A failure of the engine is sent as an event, since the HTTP
+        status was sent before."""
         head = {**head, "object": "chat.completion.chunk"}
         chunks = self._chunks(head, prompt, sampling, with_usage=with_usage)
         try:
@@ -105,7 +110,7 @@ class ChatService:
                 async for chunk in chunks:
                     yield chunk
         except (MetaAlignError, RuntimeError, LookupError, ValueError, TypeError):
-            logger.exception("a stream broke off")
+            logger.exception("a stream failed")
             yield _event(_FAILURE.body())
         yield "data: [DONE]\n\n"
 
@@ -126,7 +131,7 @@ class ChatService:
 
 
 class _ArrivingText:
-    """The text of an answer whose tokens come a few at a time."""
+    """Decodes an answer whose tokens arrive a few at a time."""
 
     def __init__(self, template: Template, head: Sequence[int] = ()) -> None:
         self._template, self._head = template, head
@@ -134,7 +139,7 @@ class _ArrivingText:
         self._sent = ""
 
     def take(self, arrival: Sequence[int] | Answer) -> str:
-        """The text that is new. A character whose bytes have not all come yet waits."""
+        """The new text. A character is held back until all of its bytes have arrived."""
         whole = isinstance(arrival, Answer)
         self._tokens = arrival.tokens if whole else [*self._tokens, *arrival]
         text = self._template.decode_after(self._head, self._tokens)
@@ -146,9 +151,13 @@ class _ArrivingText:
 
 
 def _usage(prompt: Prompt, answer: Answer) -> dict[str, int]:
-    """Tokens that went in and came out; the token that ended the answer is not counted."""
-    given, made = len(prompt.tokens), len(answer.tokens)
-    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+    """OpenAI's token counts. The token that ended the answer is not counted."""
+    sent, generated = len(prompt.tokens), len(answer.tokens)
+    return {
+        "prompt_tokens": sent,
+        "completion_tokens": generated,
+        "total_tokens": sent + generated,
+    }
 
 
 def _chunk(head: dict[str, Any], delta: dict[str, str], finish_reason: str | None = None) -> str:
@@ -161,7 +170,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 def create_app(engine: EmbeddedEngine, config: ServeConfig) -> FastAPI:
-    """The endpoint over an engine, in this process."""
+    """The FastAPI app that answers with an engine in this process."""
     service = ChatService(engine, config)
     app = FastAPI(title="metaalign")
     for kind in (RequestError, RequestValidationError, HTTPException, Exception):

@@ -1,4 +1,4 @@
-"""Every refusal, in OpenAI's error shape.
+"""Error responses in OpenAI's shape.
 
 {"error": {"message": "temprature: unknown field (did you mean temperature?)",
            "type": "invalid_request_error", "param": "temprature", "code": null}}
@@ -21,7 +21,7 @@ from metaalign.serve.bodies import (
 
 
 class Refusal(NamedTuple):
-    """An error in OpenAI's shape; what a RequestError of this room carries."""
+    """An error response in OpenAI's shape: the argument of a RequestError in this package."""
 
     status: int
     """HTTP status."""
@@ -34,14 +34,14 @@ class Refusal(NamedTuple):
         return self.message
 
     def body(self) -> dict[str, Any]:
-        """What goes over the wire; text that UTF-8 cannot carry is escaped."""
+        """The JSON body. Characters that UTF-8 cannot encode are escaped."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": {key: _printable(value) for key, value in error.items()}}
 
 
 def refuse_invalid(problems: Sequence[Any]) -> Refusal:
-    """What a request with pydantic's `problems` is told: every one, the first one as `param`."""
+    """The refusal that lists all of pydantic's `problems`; `param` names the field of the first."""
     explained = [_explain(problem) for problem in problems]
     message = "; ".join(f"{place}: {text}" if place else text for place, text in explained)
     place, text = explained[0]
@@ -50,15 +50,15 @@ def refuse_invalid(problems: Sequence[Any]) -> Refusal:
 
 
 def _explain(problem: Any) -> tuple[str, str]:
-    """(place, what is wrong there)."""
+    """(the field's path, what is wrong with it)."""
     *parents, field = problem["loc"] or ("body",)
-    location: list[str | int] = [part for part in parents if part not in _NO_PLACES]
-    if field not in _NO_PLACES or problem["type"] == "extra_forbidden":
+    location: list[str | int] = [part for part in parents if part not in _NOT_FIELDS]
+    if field not in _NOT_FIELDS or problem["type"] == "extra_forbidden":
         location.append(field)
     if problem["type"] == "json_invalid":
         return "", f"the body is not valid JSON ({problem.get('ctx', {}).get('error')})"
     if problem["type"] == "model_attributes_type" and not location:
-        return "", "the body is not read as JSON; send the header Content-Type: application/json"
+        return "", "the body was not parsed as JSON; send the header Content-Type: application/json"
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
     if problem["type"] == "extra_forbidden" and field in ECHOED:
         return place, "not supported by this server"
@@ -67,12 +67,13 @@ def _explain(problem: Any) -> tuple[str, str]:
     return place, problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
 
 
-_NO_PLACES = frozenset({"body", "list[TextPart]", "str", "int", "constrained-str"})
-"""What pydantic puts into a location that is no field: the source, alternatives of a union."""
+_NOT_FIELDS = frozenset({"body", "list[TextPart]", "str", "int", "constrained-str"})
+"""Parts of pydantic's locations that are not fields: the source, and the alternatives of a
+union."""
 
 
 def _hint(location: Sequence[str | int]) -> str:
-    """What the unknown field at `location` may have been meant to be."""
+    """A suggestion for the unknown field at `location`, or the list of known fields."""
     fields: Sequence[str] = list(ChatRequest.model_fields)
     for parent, model in _PARENTS.items():
         if parent in location[:-1]:
@@ -90,7 +91,7 @@ _PARENTS: dict[str, type[Body]] = {
 
 
 def refused(param: str, message: str, code: str | None = None) -> RequestError:
-    """The error that tells a client what is wrong with a field."""
+    """The RequestError, with status 400, for a problem with one field."""
     return RequestError(Refusal(400, f"{param}: {message}", param, code))
 
 

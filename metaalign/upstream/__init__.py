@@ -1,7 +1,8 @@
-"""OpenAI-compatible models, metaalign's own server among them.
+"""Clients of OpenAI-compatible servers, including metaalign's own.
 
-`ask` asks once. A `Client` asks much: at a limited rate, again after failures, and never twice for
-the same answer. Nobody else in the house speaks to such a server.
+`ask` sends one request. A `Client` sends many: it limits their rate, retries after failures and
+stores every answer, so that no request is paid for twice. No other package of metaalign sends
+requests to such a server.
 """
 
 from metaalign.upstream.answer_files import Answers

@@ -1,10 +1,10 @@
-"""Answers that were paid for, kept by the key of what was asked, one small file each.
+"""A store of answers on disk: one small file per request, named by the request's key.
 
     answers/3f/a91c....json   {"text": "Lima.", "finish_reason": "stop",
                                "prompt_tokens": 31, "completion_tokens": 3, "limit": 64}
 
-A file is there whole or not at all, and the first answer to a request stays. Any number of
-processes may keep and find answers at once.
+A file is written as a whole or not at all, and the first answer to a request is never overwritten
+unless the caller sets `replace`. Any number of processes may read and write at once.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from metaalign.folders import whole_file
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What disks without hard links answer."""
+"""Error codes of file systems without hard links."""
 
 
 class Answers:
@@ -29,11 +29,12 @@ class Answers:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lock(self, key: str) -> asyncio.Lock:
-        """Held by whoever asks for the answer of a key, so that no other of this process does."""
+        """A lock per key: holding it keeps other tasks of this process from sending the same
+        request."""
         return self._locks.setdefault(key, asyncio.Lock())
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """What is kept under a key; None where nothing is, or a crash of the machine spoiled it."""
+        """The answer stored under a key; None if there is none, or a machine crash damaged it."""
         try:
             found = json.loads(self._file(key).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -41,13 +42,13 @@ class Answers:
         return found if isinstance(found, dict) else None
 
     def keep(self, key: str, answer: dict[str, Any], *, replace: bool = False) -> dict[str, Any]:
-        """Keep an answer; returns the one that is kept from now on, which may be an earlier one.
+        """Store an answer, and return the stored one: an earlier answer stays unless `replace`.
 
         Args:
-            replace: Put it in the place of an earlier one.
+            replace: Overwrite an earlier answer.
 
         Raises:
-            OSError: the storage cannot take it.
+            OSError: the answer cannot be written.
         """
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)

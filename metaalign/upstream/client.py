@@ -1,7 +1,8 @@
-"""A client that asks much of one endpoint: bounded, evenly paced, patient, and paid once.
+"""An asynchronous client of one teacher, with rate limits, retries, a cost limit and stored
+answers.
 
-openai speaks to the server, tenacity tries again, aiolimiter keeps the rates. An answer that came
-is kept before anything else happens to it, whatever it says.
+The openai package sends requests, tenacity retries them and aiolimiter limits their rate. Every
+answer that arrives is stored before it is used.
 """
 
 import asyncio
@@ -26,28 +27,28 @@ from metaalign.upstream.requests import Key, Reply, Request, body_of, find_reply
 from metaalign.upstream.served import Served, named, refused_key
 
 _PATIENCE_S, _PATIENCE = 120.0, 3
-"""Seconds of failures alone, of so many requests, after which the server counts as gone."""
-
+"""The server counts as down once every request has failed for this many seconds, and at least this
+many requests have."""
 
 _COUNTS = ("prompt_tokens", "completion_tokens")
 _CUT_OFF = ("length", "max_tokens", "max_output_tokens")
-"""What servers say of an answer that came to its limit."""
+"""Finish reasons, of several servers, for an answer that reached its token limit."""
 
 
 class AnswerError(UpstreamError):
-    """One request that has no answer of use. Its example is left out; others go on."""
+    """One request has no usable answer. Its example is left out; the job continues."""
 
 
 @dataclass
 class Spending:
-    """What was asked of a teacher, and what it cost.
+    """Counts of a teacher's requests and tokens, and their cost.
 
     Attributes:
-        asked: Requests that it answered.
-        kept: Requests whose answer an earlier job, or an equal request, had paid for.
+        asked: Requests that the teacher answered.
+        kept: Requests answered from the store, without a call to the server.
         failed: Requests without an answer.
-        again: Times a request was sent again.
-        cost: By the settings' prices.
+        again: Retries.
+        cost: In the currency of the settings' prices.
     """
 
     asked: int = 0
@@ -60,13 +61,13 @@ class Spending:
 
 
 class Client:
-    """Asks one teacher.
+    """Sends requests to one teacher.
 
     Args:
-        name: The teacher's, for errors.
-        key: Of the endpoint.
-        answers: Where answers are kept.
-        failed: Where requests without an answer are noted, with the reason.
+        name: The teacher's name in the settings, for error messages.
+        key: The endpoint's API key.
+        answers: The store of answers.
+        failed: The store of failed requests, each with its reason.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ class Client:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Client"]:
-        """The client, while its event loop runs."""
+        """Open the connection; the client can be used inside this context."""
         config, pace = self._config, self._config.requests_per_minute
         self._slots = asyncio.Semaphore(config.concurrency)
-        # One at a time, so that a minute's requests do not come all at once.
+        # A limit of one request per interval spreads a minute's requests evenly.
         self._requests = AsyncLimiter(1, 60 / pace) if pace else None
         most = config.tokens_per_minute
         self._tokens = AsyncLimiter(most, 60) if most else None
@@ -100,11 +101,11 @@ class Client:
             yield self
 
     async def answer(self, request: Request) -> Reply:
-        """The kept answer to a request, or the server's, which is kept.
+        """The stored answer to a request; if there is none, the server's, which is then stored.
 
         Raises:
-            AnswerError: this request has none.
-            UpstreamError: the server is not to be asked any more; says what to change.
+            AnswerError: this request has no answer.
+            UpstreamError: no further request can succeed; the message says what to change.
         """
         key = key_of(request, self._config, self._served)
         async with self._answers.lock(key.name):  # an equal request may be under way
@@ -117,53 +118,62 @@ class Client:
                 raise AnswerError(noted["reason"])
             async with self._slots:
                 try:
-                    return await self._asked(request, key)
+                    return await self._fetch(request, key)
                 except AnswerError as error:
                     self.spending.failed += 1
                     self._failed.keep(key.of_failure, {"reason": str(error)})
                     raise
 
-    async def _asked(self, request: Request, key: Key) -> Reply:
+    async def _fetch(self, request: Request, key: Key) -> Reply:
+        """The server's answer, which is stored.
+
+        Raises:
+            AnswerError, UpstreamError: as in `answer`.
+        """
         if not self._served.reached:
-            raise UpstreamError(f"{self._name}: no server answers, and not every answer is kept")
+            raise UpstreamError(f"{self._name}: no server answers, and not every answer is stored")
         try:
-            completion = await self._tried(body_of(request, self._config, self._served))
+            completion = await self._send(body_of(request, self._config, self._served))
         except (openai.APIError, ValueError) as error:
-            raise self._judged(error) from error
+            raise self._to_upstream_error(error) from error
         reply = self._read(completion, key.limit)
-        # One that was cut off gives way; one that another job kept meanwhile does not.
+        # Replace a stored answer that was cut off, but not one that another job stored meanwhile.
         outgrown = self._answers.find(key.name) and find_reply(self._answers, key) is None
         kept = self._answers.keep(key.name, asdict(reply), replace=bool(outgrown))
         self._failures = 0
         self._count(reply)
         if getattr(completion, "usage", None) is None and self._config.max_cost is not None:
-            raise UpstreamError(f"{self._name}: it tells no usage, so max_cost cannot be kept")
+            raise UpstreamError(
+                f"{self._name}: the server reports no token usage, so max_cost cannot be checked; "
+                "leave max_cost out, or use another server"
+            )
         return Reply(**kept)
 
-    def _judged(self, error: Exception) -> UpstreamError:
-        """What a request that failed means for the others."""
-        told = f"{self._name}: {short(error)}"
+    def _to_upstream_error(self, error: Exception) -> UpstreamError:
+        """An AnswerError if only this request failed, else an UpstreamError that ends the job."""
+        message = f"{self._name}: {short(error)}"
         one_text = failures.status_of(error) == 403 and self.spending.asked
         if failures.is_closed(error) and not one_text:
             return UpstreamError(refused_key(self._teacher, self._config, error))
         if failures.is_out_of_credit(error):
-            return UpstreamError(f"{told}: no credit is left")
-        if failures.may_pass(error) and self._is_gone():
+            return UpstreamError(f"{message}: no credit is left")
+        if failures.may_pass(error) and self._is_down():
             return UpstreamError(
-                f"{self._name}: nothing but failures for {_PATIENCE_S:.0f} seconds, last "
-                f"{short(error)}; the answers so far are kept: start the job again when it answers"
+                f"{self._name}: every request has failed for {_PATIENCE_S:.0f} seconds, the last "
+                f"with: {short(error)}; the answers so far are stored: start the job again when "
+                "the server answers"
             )
-        return AnswerError(told)
+        return AnswerError(message)
 
-    def _is_gone(self) -> bool:
-        """Whether requests fail since long, this one the last of them."""
+    def _is_down(self) -> bool:
+        """Count one more failure; return whether requests have failed for long enough."""
         now = time.monotonic()
         self._failing_since = now if self._failures == 0 else self._failing_since
         self._failures += 1
         return self._failures >= _PATIENCE and now - self._failing_since >= _PATIENCE_S
 
-    async def _tried(self, body: Mapping[str, Any]) -> object:
-        """The completion, asked for again after failures that may pass."""
+    async def _send(self, body: Mapping[str, Any]) -> object:
+        """Send a request, with retries after temporary failures; return the completion."""
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(failures.may_pass),
             stop=tenacity.stop_after_attempt(1 + self._config.max_retries),
@@ -173,15 +183,15 @@ class Client:
         async for attempt in attempts:
             with attempt:
                 self.spending.again += attempt.retry_state.attempt_number > 1
-                await self._paced(body)
+                await self._wait_for_rate(body)
                 self._check_cost()
                 return await self._server.post(
                     "/chat/completions", body=dict(body), cast_to=ChatCompletion
                 )
         raise AssertionError("tenacity raises the last failure")
 
-    async def _paced(self, body: Mapping[str, Any]) -> None:
-        """Wait for a place in the minute, for as many tokens as a request took so far."""
+    async def _wait_for_rate(self, body: Mapping[str, Any]) -> None:
+        """Wait until the rate limits allow the request, assuming the average tokens per request."""
         spent = self.spending
         if self._tokens is not None:
             tokens = spent.prompt_tokens + spent.completion_tokens
@@ -195,11 +205,11 @@ class Client:
         if limit is not None and self.spending.cost >= limit:
             raise UpstreamError(
                 f"{self._name}: {self.spending.cost:.4g} is spent, and max_cost is {limit:g}. The "
-                "answers are kept: start the job again to go on, or raise max_cost"
+                "answers are stored: start the job again to continue, or raise max_cost"
             )
 
     def _read(self, completion: Any, limit: int) -> Reply:
-        """What a completion says; servers differ in what they leave out."""
+        """Read a completion. Fields that some servers omit have defaults."""
         try:
             choice, usage = completion.choices[0], getattr(completion, "usage", None)
             text, reason = choice.message.content or "", choice.finish_reason or "stop"
@@ -207,12 +217,16 @@ class Client:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             shown = short(completion)
             raise AnswerError(f"{self._name}: expected a chat completion, got {shown}") from error
-        told = getattr(completion, "system_fingerprint", None)
-        if self._served.fingerprint and told != self._served.fingerprint:
-            raise UpstreamError(f"{self._name}: another model was put in its place meanwhile")
-        whole = str(text).encode("utf-8", "replace").decode()  # a model may write half a character
-        told = str(reason).lower()
-        return Reply(whole, "length" if told in _CUT_OFF else told, *counts, limit=limit)
+        fingerprint = getattr(completion, "system_fingerprint", None)
+        if self._served.fingerprint and fingerprint != self._served.fingerprint:
+            raise UpstreamError(
+                f"{self._name}: the server now serves another model: fingerprint {fingerprint!r}, "
+                f"expected {self._served.fingerprint!r}; start the job again"
+            )
+        # A model may write half a character.
+        valid = str(text).encode("utf-8", "replace").decode()
+        reason = str(reason).lower()
+        return Reply(valid, "length" if reason in _CUT_OFF else reason, *counts, limit=limit)
 
     def _count(self, reply: Reply) -> None:
         self.spending.asked += 1
@@ -224,6 +238,6 @@ class Client:
 
 
 def _most_tokens(body: Mapping[str, Any]) -> float:
-    """A guess at what a request takes: a token for four characters, and its longest answer."""
-    said = sum(len(message["content"]) for message in body["messages"])
-    return said / 4 + (body.get("max_tokens") or 0)
+    """An estimate of a request's tokens: one for four characters, plus the longest answer."""
+    characters = sum(len(message["content"]) for message in body["messages"])
+    return characters / 4 + (body.get("max_tokens") or 0)

@@ -1,4 +1,4 @@
-"""Answers that were asked for before, looked up as they were asked for."""
+"""Reads stored answers by request, without sending anything."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from metaalign.upstream.served import Served
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept answers of several teachers.
+    """The stored answers of several teachers.
 
     Attributes:
-        answers: Their folder.
-        failed: The folder of what was asked in vain, and why.
+        answers: Folder of the answers.
+        failed: Folder of the failed requests, each with its reason.
     """
 
     teachers: Mapping[str, TeacherConfig]
@@ -26,10 +26,10 @@ class Kept:
     failed: Path
 
     async def answer(self, teacher: str, request: Request) -> Reply:
-        """The answer that a teacher gave; nobody is asked.
+        """The stored answer of a teacher; no request is sent.
 
         Raises:
-            AnswerError: it gave none.
+            AnswerError: no answer is stored.
         """
         served = self.served[teacher]
         key = key_of(request, self.teachers[teacher], served)

@@ -1,6 +1,6 @@
-"""One question to an OpenAI-compatible model.
+"""Sends one query to an OpenAI-compatible model.
 
-The key of a guarded endpoint comes from the environment: OPENAI_API_KEY.
+The API key is read from the environment variable OPENAI_API_KEY.
 """
 
 import os
@@ -24,10 +24,10 @@ def ask(
     seed: int | None = None,
     timeout_s: float = 60.0,
 ) -> str:
-    """The answer to one query under a meta-prompt, drawn greedily.
+    """The answer to one query under a meta-prompt, decoded greedily.
 
     Args:
-        base_url: Such as http://127.0.0.1:8000/v1.
+        base_url: For example http://127.0.0.1:8000/v1.
         preferences: Each {"family": ..., "parameter": ...}.
 
     Raises:
@@ -51,8 +51,8 @@ def ask(
             )
     except APIConnectionError as error:
         raise RequestError(
-            f"{base_url}: no server answers ({error}); start one with the serve job, or mend the "
-            "address"
+            f"{base_url}: no server answers ({error}); start one with the serve job, or correct "
+            "the address"
         ) from error
     except APIStatusError as error:
         raise RequestError(f"{base_url}: {error.message}") from error

@@ -1,6 +1,6 @@
-"""What is asked of an upstream model, and under which key its answer is kept. Knows no network.
+"""Requests to an upstream model, their JSON bodies, and the keys that answers are stored under.
 
-A body that goes to metaalign's server, and to any other:
+Sends nothing. The body of one request to metaalign's server, and to any other server:
 
     {"model": "metaalign", "messages": [{"role": "system", "content": "Be brief."},
                                         {"role": "user", "content": "Capital of Peru?"}],
@@ -24,13 +24,13 @@ from metaalign.upstream.served import Served
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer, and how.
+    """One prompt, and how to sample its answer.
 
     Attributes:
         turns: Ends in a user's query.
-        head: Beginning of the answer, which goes on from it.
-        draw: Names the draw: equal requests of another draw may be answered otherwise. Not read at
-            temperature 0.
+        head: Beginning of the answer; the model continues it.
+        draw: Name of the random draw: requests that differ only in it may receive different
+            answers. Ignored at temperature 0.
     """
 
     turns: tuple[Turn, ...]
@@ -45,12 +45,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back.
+    """The answer to a request.
 
     Attributes:
-        text: The answer, or how it goes on from the request's head.
-        finish_reason: `length` or `content_filter` where it ends early; else it came to its end.
-        limit: Most tokens that it was given.
+        text: The answer, without the request's head.
+        finish_reason: `length` or `content_filter` if the answer was cut off; any other value means
+            that it is complete.
+        limit: Most tokens that the request allowed.
     """
 
     text: str
@@ -61,7 +62,7 @@ class Reply:
 
 
 def body_of(request: Request, config: TeacherConfig, served: Served) -> dict[str, Any]:
-    """The JSON that is sent."""
+    """The JSON body of a request."""
     fields = config.tiers == "fields" or (config.tiers == "auto" and served.owner == "metaalign")
     body: dict[str, Any] = {
         "model": config.model,
@@ -95,12 +96,12 @@ def _messages(request: Request, *, fields: bool) -> Iterator[dict[str, str]]:
 
 
 class Key(NamedTuple):
-    """What an answer is kept under, and how long it may be.
+    """The key of an answer in the store, and the request's token limit.
 
     Attributes:
-        name: Equal for equal requests to the same model. How long the answer may be does not
-            count: one that came to its end is no other under a higher limit.
-        limit: Most tokens that it may have.
+        name: Equal for equal requests to the same model. It does not depend on the token limit,
+            since a complete answer is the same under a higher limit.
+        limit: Most tokens of the answer.
     """
 
     name: str
@@ -108,25 +109,26 @@ class Key(NamedTuple):
 
     @property
     def of_failure(self) -> str:
-        """What it is noted under that there is no answer; that may well be for the limit."""
+        """The key of a failed request. It includes the limit, which may have caused the failure."""
         return f"{self.name}-{self.limit}"
 
 
 def key_of(request: Request, config: TeacherConfig, served: Served) -> Key:
-    """The key of a request."""
+    """The key under which the answer to a request is stored."""
     body = body_of(request, config, served)
     limits = [body.pop(name, None) for name in _LIMITS]
     limit = next((each for each in limits if each), request.max_tokens)
     draw = request.draw if request.temperature else ""
-    told = json.dumps([served.identity, draw, body], sort_keys=True)
-    return Key(hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest(), limit)
+    hashed = json.dumps([served.identity, draw, body], sort_keys=True)
+    return Key(hashlib.sha256(hashed.encode("utf-8", "surrogatepass")).hexdigest(), limit)
 
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def find_reply(answers: Answers, key: Key) -> Reply | None:
-    """The kept answer to a request; None where there is none, or it was cut off too early."""
+    """The stored answer to a request; None if there is none, or if it was cut off at a lower
+    limit."""
     found = answers.find(key.name)
     reply = None if found is None else Reply(**found)
     if reply is not None and reply.finish_reason == "length" and reply.limit < key.limit:

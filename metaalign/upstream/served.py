@@ -1,4 +1,5 @@
-"""What a server says of a model before it is asked for anything, and what is remembered of it."""
+"""Looks up how a server describes its model before the first request, and caches the
+description."""
 
 import hashlib
 import json
@@ -22,13 +23,13 @@ _NO_LIST = (404, 405, 501)
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says of the model that it serves.
+    """A server's description of the model that it serves.
 
     Attributes:
-        owner: Who made the server, by the model's card: `metaalign`, `vllm`, `openai`, ...
-        identity: Answers belong to it; another one's are not used.
-        fingerprint: Of the weights, where the server tells one.
-        reached: Whether it answers now; else this is what it said before.
+        owner: `owned_by` in the server's model list: `metaalign`, `vllm`, `openai`, ...
+        identity: Part of every answer's key: answers under another identity are not reused.
+        fingerprint: Of the weights and template. Empty unless the server is metaalign's.
+        reached: Whether the server answers now. If not, this is the cached description.
     """
 
     owner: str = ""
@@ -38,30 +39,30 @@ class Served:
 
     @property
     def continues(self) -> bool:
-        """Whether it goes on from the beginning of an answer."""
+        """Whether the server supports continue_final_message."""
         return self.owner in ("metaalign", "vllm", "sglang")
 
 
 def key_in_environment(config: TeacherConfig) -> str:
-    """The key of an endpoint; servers that want none get a word for it."""
+    """The endpoint's API key, or "none" if the variable is not set: some servers need no key."""
     return os.environ.get(config.key) or "none"
 
 
 def look_up(name: str, config: TeacherConfig, remembered: Path) -> Served:
-    """What the server says of the model. A server without a list of models says nothing.
+    """The server's description of the model, with empty fields if it has no model list.
 
     Args:
-        name: The teacher's.
-        remembered: Folder in which that is kept, for a job that finds all of its answers kept
+        name: The teacher's name in the settings.
+        remembered: Folder that caches the description, so that a job can run from stored answers
             while the server is down.
 
     Raises:
-        UpstreamError: it cannot be reached and never was, or refuses the key.
+        UpstreamError: the server cannot be reached and nothing is cached, or it refuses the key.
     """
-    told = f"{config.base_url} {config.model} {config.version}"
-    file = remembered / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+    model = f"{config.base_url} {config.model} {config.version}"
+    file = remembered / f"{hashlib.sha256(model.encode()).hexdigest()[:16]}.json"
     try:
-        served = _asked(name, config)
+        served = _fetch_description(name, config)
     except _UnreachedError:
         if not file.exists():
             raise
@@ -76,7 +77,7 @@ class _UnreachedError(UpstreamError):
     """No server answers."""
 
 
-def _asked(name: str, config: TeacherConfig) -> Served:
+def _fetch_description(name: str, config: TeacherConfig) -> Served:
     card: Any = None
     try:
         with OpenAI(
@@ -92,7 +93,7 @@ def _asked(name: str, config: TeacherConfig) -> Served:
         if error.status_code not in _NO_LIST:
             raise UpstreamError(refused_key(name, config, error)) from error
     except (ValueError, AttributeError, TypeError):
-        pass  # It has a list of another shape.
+        pass  # Its model list has another shape.
     owner = str(getattr(card, "owned_by", "") or "")
     fingerprint = str(getattr(card, "fingerprint", "") or "") if owner == "metaalign" else ""
     identity = f"{fingerprint}{config.version}" or config.base_url.rstrip("/")
@@ -100,12 +101,12 @@ def _asked(name: str, config: TeacherConfig) -> Served:
 
 
 def named(name: str, config: TeacherConfig) -> str:
-    """A teacher, as errors name it."""
+    """The teacher's name, model and address, for error messages."""
     return f"teachers.{name}: {config.model} at {config.base_url}"
 
 
 def refused_key(name: str, config: TeacherConfig, error: Exception) -> str:
-    """What a server's refusal says, and which key it was asked with."""
+    """The message for a refused request; for status 401 or 403 it names the API key's variable."""
     hint = ""
     if getattr(error, "status_code", None) in (401, 403):
         is_set = "" if os.environ.get(config.key) else ", which is not set"
