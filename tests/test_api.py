@@ -217,7 +217,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
     [
         ([SYSTEM, SYSTEM, *QUERY], {}, "messages[1]", "a second system message"),
         ([*QUERY, SYSTEM], {}, "messages[1]", "must come first"),
-        ([SYSTEM, *QUERY], {"system_info": "x"}, "system_info", "beside a system message"),
+        ([SYSTEM, *QUERY], {"system_info": "x"}, "system_info", "together with a system message"),
         ([SYSTEM], {}, "messages", "must begin with a user message"),
         (
             [*QUERY, {"role": "assistant", "content": "Lima"}],
@@ -310,12 +310,12 @@ def test_the_last_message_is_continued_where_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"continue_final_message": True}, "must end with an assistant message"),
+        ({"continue_final_message": True}, "must end with the assistant message"),
         ({"messages": [*QUERY, {"role": "assistant", "content": "A"}]}, "must end with a user"),
-        ({"add_generation_prompt": False}, "true without continue_final_message"),
+        ({"add_generation_prompt": False}, "continue_final_message and true without it"),
         (
             {"add_generation_prompt": True, "continue_final_message": True},
-            "true without continue_final_message, and false with it",
+            "must be false with continue_final_message and true without it",
         ),
     ],
 )

@@ -60,7 +60,9 @@ def test_a_port_in_use_is_found_before_anything_starts(config: ServeConfig) -> N
         holder.listen()
         port = holder.getsockname()[1]
         taken = config.model_copy(update={"port": port})
-        with pytest.raises(ConfigError, match=rf"port: 127\.0\.0\.1:{port} .* in use") as caught:
+        with pytest.raises(
+            ConfigError, match=rf"port: cannot listen on 127\.0\.0\.1:{port} .* in use"
+        ) as caught:
             run_serve(taken)
     assert not ray.is_initialized()
     free = int(str(caught.value).partition("port=")[2].partition(" ")[0])
@@ -73,7 +75,7 @@ def test_an_address_of_another_machine_is_refused(config: ServeConfig) -> None:
 
 
 def test_a_missing_model_is_found_before_anything_starts(config: ServeConfig) -> None:
-    with pytest.raises(ModelError, match="there is no such model folder"):
+    with pytest.raises(ModelError, match="the model folder does not exist"):
         run_serve(config.model_copy(update={"model": "nothing"}))
 
 
@@ -145,7 +147,7 @@ def test_the_openai_client_understands_the_errors(url: str) -> None:
                 model="tiny", messages=messages, extra_body={"user_inf": "x"}
             )
         assert caught.value.param == "user_inf"
-        with pytest.raises(NotFoundError, match="no 'gpt' here") as missing:
+        with pytest.raises(NotFoundError, match="unknown model 'gpt'") as missing:
             client.chat.completions.create(model="gpt", messages=messages)
         assert missing.value.code == "model_not_found"
 
@@ -204,7 +206,9 @@ def test_a_second_server_on_the_same_cluster_is_refused(config: ServeConfig) -> 
 @pytest.mark.usefixtures("url")
 def test_more_replicas_than_the_cluster_holds_are_refused(config: ServeConfig) -> None:
     free = config.model_copy(update={"port": free_port()})
-    with pytest.raises(ConfigError, match=r"replicas: 3 of 1 CPU each do not fit .* has 2;"):
+    with pytest.raises(
+        ConfigError, match=r"replicas: 3 replicas of 1 CPU each do not fit .* has 2;"
+    ):
         run_serve(free.model_copy(update={"replicas": 3}))
     with pytest.raises(ConfigError, match=r"replicas: 1 of 0\.5 GPU each do not fit"):
         run_serve(free.model_copy(update={"gpus_per_replica": 0.5}))
@@ -238,7 +242,9 @@ check_cluster(config.model_copy(update={{"replicas": 2}}))
     )  # fmt: skip
     assert "gpus_per_replica auto: 1 GPU for each replica" in done.stderr
     assert "left 0" in done.stdout
-    assert "replicas: 2 of 1 GPU each do not fit on the cluster, which has 1;" in done.stderr
+    assert (
+        "replicas: 2 replicas of 1 GPU each do not fit on the cluster, which has 1;" in done.stderr
+    )
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def test_workers_that_come_and_go_need_checkpoints_to_go_on_from(job: type[BaseM
     settings = {"storage": "/s", "model": {"path": "a"}, "workers": {"num_workers": [1, 4]}}
     job.model_validate(settings)
     settings["checkpoint"] = {"every_steps": None}
-    with pytest.raises(ValueError, match=r"checkpoint\.every_steps None with .* \[1, 4\]"):
+    with pytest.raises(ValueError, match=r"checkpoint\.every_steps is None with .* \[1, 4\]"):
         job.model_validate(settings)
     job.model_validate({**settings, "workers": {"num_workers": 4}})
 

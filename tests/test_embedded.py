@@ -162,7 +162,9 @@ def test_a_listener_hears_every_token_then_the_answer_and_may_end_it(
 
 
 def test_a_folder_without_a_model_is_named_with_its_remedy(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere: there is no such model folder; run the export"):
+    with pytest.raises(
+        ModelError, match=r"nowhere: the model folder does not exist; run the export"
+    ):
         EmbeddedEngine(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         check_folder(tmp_path)

@@ -33,7 +33,7 @@ def config(storage: Path) -> EvaluateConfig:
 
 
 def test_a_store_without_cases_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"store: there is no such token store; run the prepare"):
+    with pytest.raises(DataError, match=r"store: the token store does not exist; run the prepare"):
         read_cases(tmp_path / "store")
     with pytest.raises(DataError, match=r"cases\.jsonl is missing: .* prepare it with `recipes`"):
         read_cases(tmp_path)
@@ -42,7 +42,7 @@ def test_a_store_without_cases_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         read_cases(tmp_path)
     file.write_text('{"id": "x"}\n')
-    with pytest.raises(DataError, match=r"line 1 is no case \(KeyError.* prepare again"):
+    with pytest.raises(DataError, match=r"line 1 is not a case \(KeyError.* prepare again"):
         read_cases(tmp_path)
 
 
@@ -64,7 +64,7 @@ def test_a_missing_model_is_told_with_the_models_that_there_are(
     with pytest.raises(ModelError) as caught:
         check_models(lost, template)
     text = str(caught.value)
-    assert f"models.sft: {storage}/sft_model: there is no such model folder" in text
+    assert f"models.sft: {storage}/sft_model: the model folder does not exist" in text
     assert "the storage holds the model folders initial, model;" in text
     assert text.endswith("such as models='{after: model}'")
 
@@ -72,7 +72,7 @@ def test_a_missing_model_is_told_with_the_models_that_there_are(
 def test_a_reference_is_checked_with_the_models(config: EvaluateConfig, storage: Path) -> None:
     template = TokenStore.open(storage / "store").template
     reference = ChosenReference(storage / "gone", "the model that the setting names")
-    with pytest.raises(ModelError, match=r"reference: .*gone: there is no such model folder"):
+    with pytest.raises(ModelError, match=r"reference: .*gone: the model folder does not exist"):
         check_models(config, template, reference)
 
 

@@ -57,7 +57,7 @@ def test_the_tables_hold_rates_intervals_counts_and_bars() -> None:
     text = markdown(REPORT)
     assert "| following | 0.000 (0.00-0.49) | 0.750 (0.30-0.95) | 4 | >= 0.95 MISSED |" in text
     assert "| hidden | 0.250 (0.05-0.70) | 0.500 (0.15-0.85) | 4 | <= 0.35 MISSED |" in text
-    assert "deaf to the meta-prompt at best 0.250" in text
+    assert "hidden without reading the meta-prompt: at most 0.250" in text
     assert "| capitals | 1.000 (2) | - |" in text
     assert "| following: double | 0.000 | 0.500 | 2 |" in text
     assert "| system asks for it, user for the opposite | 0.000 | 1.000 | 3 |" in text

@@ -102,7 +102,9 @@ def test_the_job_reports_what_the_models_answer(
 def test_more_workers_than_processors_are_refused(
     config: EvaluateConfig, cases: list[Case]
 ) -> None:
-    with pytest.raises(ConfigError, match="num_workers: 9 need a CPU each, the cluster has 2"):
+    with pytest.raises(
+        ConfigError, match="num_workers: 9 workers need a CPU each, but the cluster has 2"
+    ):
         ask_models(cases, config.model_copy(update={"num_workers": 9}))
 
 

@@ -1,4 +1,7 @@
-"""A worker that answers cases with one model at a time. Knows no Ray and no verdict."""
+"""The Ray Data worker that answers cases, with one model at a time.
+
+Does not import Ray, and does not judge the answers.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,8 +14,11 @@ from metaalign.template import prompt_segments
 
 
 class Answerer:
-    """Called with a batch of Ray Data: columns `model`, a name in `models`, `case`, a number, and
-    `text`, the case as JSON. Adds `answer`, `finish_reason` and `prompt_tokens`."""
+    """Answers a batch of Ray Data.
+
+    Input columns: `model`, a name in `models`; `case`, its number; `text`, the case as JSON.
+    Output columns: `model`, `case`, `answer`, `finish_reason` and `prompt_tokens`.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._config = EvaluateConfig.model_validate(settings)
@@ -39,7 +45,7 @@ class Answerer:
         }
 
     def _answer(self, name: str, cases: Sequence[Case]) -> Iterable[tuple[str, str, int]]:
-        """(answer, finish reason, prompt tokens) of each case; equal prompts are asked once."""
+        """(answer, finish reason, prompt tokens) of each case. Equal prompts are answered once."""
         engine = self._load(name)
         prompts = [
             tuple(

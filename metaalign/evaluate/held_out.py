@@ -1,6 +1,6 @@
-"""Held-out examples of a store: which are measured, and what log-probabilities say of a model.
+"""Selects a store's held-out examples and computes metrics from their log-probabilities.
 
-The `held_out` part of the report, `before` and `after` being names in `models`, in nats:
+The `held_out` part of the report, in nats; `before` and `after` are names in `models`:
 
     {"sft_loss": {"before": 2.31, "after": 2.12, "count": 968},
      "pairs_in_order": {"before": null, "after": 0.71, "count": 900},
@@ -9,7 +9,7 @@ The `held_out` part of the report, `before` and `after` being names in `models`,
      "reference": {"model": "before", "folder": "/mnt/runs/1/sft_model", "reason": "..."},
      "examples": {"sft_loss": {"in": 1000, "out": 968, "too_long_user_query": 32}, ...}}
 
-Knows no model and no Ray. Dimensions: N = examples, R = responses of the whole store.
+Loads no model. Dimensions: R = responses of the whole store.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ from metaalign.train.loop.results import bootstrap_interval, pair_order
 from metaalign.train.losses.pairs import Gaps, PairLoss
 
 EXAMPLES_PER_PART = 128
-"""Examples that a worker reads at once; prefixes are shared within a part."""
+"""Examples that a worker reads at once. Only examples of one part share prefixes."""
 
 _ANY_LENGTH = 2**31
 
@@ -41,12 +41,13 @@ class HeldOut:
 
     store: TokenStore
     best: Selection | None
-    """The responses that SFT would train on; None where there is none."""
+    """The responses that SFT would train on; None if there are none."""
     ranked: Selection | None
-    """Every scored response of the examples with a strict order; None where there is none."""
+    """Every scored response of the examples with a strict order; None if there are none."""
 
     def parts(self) -> list[Selection]:
-        """Every response that a metric needs, once, in parts of `EXAMPLES_PER_PART` examples."""
+        """Every response that a metric needs, without repeats, in parts of at most
+        `EXAMPLES_PER_PART` examples."""
         wanted = [] if self.ranked is None else [self.ranked]
         if self.best is not None:
             known = np.concatenate([self.places(each) for each in wanted] or [np.empty(0)])
@@ -55,7 +56,7 @@ class HeldOut:
         return [part for selection in wanted for part in _cut(selection)]
 
     def places(self, selection: Selection) -> np.ndarray:
-        """(responses of the selection,) their places among all responses of the store."""
+        """(responses of the selection,) the position of each among all responses of the store."""
         return self.store.columns.response_start[selection.response_row] + selection.response
 
 
@@ -66,18 +67,18 @@ def _cut(selection: Selection) -> Iterator[Selection]:
 
 
 def holds_pairs(store: TokenStore) -> bool:
-    """Whether a held-out example has a strict order, however long it is."""
+    """Whether any held-out example, of any length, has a strict order."""
     return _select(select_ranked, store, _ANY_LENGTH) is not None
 
 
 def select_held_out(
     store: TokenStore, *, context: int, examples: int | None, seed: int
 ) -> HeldOut | None:
-    """The examples to measure; None where the store holds out none that fits.
+    """The examples to measure; None if no held-out example fits.
 
     Args:
-        context: Tokens that every model can take.
-        examples: At most so many, drawn by the seed; None takes all.
+        context: Most tokens that every model accepts.
+        examples: Most examples, drawn at random with the seed; None takes all.
     """
     found = [_select(select, store, context) for select in (select_best, select_ranked)]
     rows = np.unique(np.concatenate([each.example for each in found if each] or [np.empty(0)]))
@@ -107,10 +108,10 @@ def held_out_report(
     """Every metric of the held-out examples, by model.
 
     Args:
-        logprobs: Model -> (R,) summed log-probability of each response, in nats; NaN for those of
-            no part.
-        reference: The same of the reference, the very array of `logprobs` where the reference is
-            one of the models: no reward is measured against itself, so it has none. None compares
+        logprobs: Model -> (R,) summed log-probability of each response, in nats; NaN for responses
+            that were not measured.
+        reference: The same for the reference. If the reference is one of the models, it must be the
+            same array object as in `logprobs`: that model then has no reward metrics. None compares
             plain log-probabilities.
     """
     metrics: dict[str, dict[str, Figure | None]] = {}
@@ -147,7 +148,7 @@ def held_out_report(
 
 
 def _sft_loss(held: HeldOut, best: Selection, logprobs: np.ndarray, seed: int) -> Figure:
-    """Nats per target token, each example by its weight, as SFT weighs them."""
+    """Mean nats per target token, weighted by example as in SFT."""
     weight = best.loss_weight / best.targets
     surprise = -weight * logprobs[held.places(best)]
     value = float(surprise.sum() / best.loss_weight.sum())
@@ -155,14 +156,14 @@ def _sft_loss(held: HeldOut, best: Selection, logprobs: np.ndarray, seed: int) -
 
 
 def _order(held: HeldOut, logprobs: np.ndarray, reference: np.ndarray | None, seed: int) -> Figure:
-    """Share of the pairs whose better response has the larger reward; a tie counts half."""
+    """Share of the pairs whose better response has the larger reward. A tie counts half."""
     order = pair_order(_gaps(held, logprobs, reference), seed=seed)
     return order["accuracy"], (order["low"], order["high"])
 
 
 def _margin(held: HeldOut, logprobs: np.ndarray, reference: np.ndarray | None, seed: int) -> Figure:
-    """Mean reward of the better response minus that of the worse, over pairs; an example's pairs
-    together count once."""
+    """Mean over examples of the reward of the better response minus that of the worse one. Each
+    example contributes the mean over its pairs."""
     gaps = _gaps(held, logprobs, reference)
     by_example = np.bincount(gaps.example, weights=gaps.share * gaps.reward)
     return float(by_example.mean()), bootstrap_interval(by_example, seed=seed)

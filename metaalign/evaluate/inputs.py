@@ -1,6 +1,6 @@
-"""What the evaluate job reads, checked before any model is loaded. Knows no Ray.
+"""Reads and checks the inputs of the evaluate job before any model is loaded.
 
-All that is wrong with the models is told at once.
+All problems with the models are reported together. Does not import Ray.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from metaalign.template import Template
 
 
 def holds_cases(store: Path) -> bool:
-    """Whether a store holds any case."""
+    """Whether a store has a non-empty file of cases."""
     file = store / CASES_FILE
     return file.is_file() and file.stat().st_size > 0
 
@@ -25,15 +25,15 @@ def read_cases(store: Path) -> list[Case]:
     """The held-out cases of a store.
 
     Raises:
-        DataError: names the file, and the remedy.
+        DataError: names the file and what to do.
     """
     file = store / CASES_FILE
     if not store.is_dir():
-        raise DataError(f"{store}: there is no such token store; run the prepare job first")
+        raise DataError(f"{store}: the token store does not exist; run the prepare job first")
     if not file.is_file():
         raise DataError(
-            f"{file} is missing: the store holds no cases; prepare it with `recipes`, whose "
-            "preferences a rule can check"
+            f"{file} is missing: the store holds no cases; prepare it with the section `recipes`, "
+            "which writes them"
         )
     lines = file.read_text(encoding="utf-8").split("\n")
     cases = []
@@ -42,7 +42,7 @@ def read_cases(store: Path) -> list[Case]:
             cases += [Case.from_json(line)] if line else []
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{file}: line {number} is no case ({error!r}): {line[:200]!r}; prepare again"
+                f"{file}: line {number} is not a case ({error!r}): {line[:200]!r}; prepare again"
             ) from error
     if not cases:
         raise DataError(f"{file} is empty; prepare the store again with recipes.cases above 0")
@@ -52,10 +52,11 @@ def read_cases(store: Path) -> list[Case]:
 def check_models(
     config: EvaluateConfig, template: Template, reference: ChosenReference | None = None
 ) -> None:
-    """See that every model is there and renders as the store does; every problem at once.
+    """Check that every model exists and renders with the store's template.
 
     Raises:
-        ModelError, TemplateError: name the model, its folder and the remedy.
+        ModelError, TemplateError: lists every problem, each with the model, its folder and what to
+            do.
     """
     folders = {
         f"models.{name}": resolve(config.storage, given) for name, given in config.models.items()
@@ -80,7 +81,7 @@ def check_models(
 
 
 def _other_models(config: EvaluateConfig) -> str:
-    """What `models` could name instead."""
+    """The line of an error that lists the model folders in the storage."""
     folders = sorted(path.parent for path in Path(config.storage).glob("*/config.json"))
     linked = {folder.resolve() for folder in folders if folder.is_symlink()}
     found = [folder.name for folder in folders if folder.is_symlink() or folder not in linked]
@@ -97,15 +98,15 @@ def _other_models(config: EvaluateConfig) -> str:
 
 
 def nothing_to_evaluate(store: TokenStore) -> DataError:
-    """The error of a store without cases, of which no held-out example can be measured."""
+    """The error for a store without cases and without measurable held-out examples."""
     count = int((store.columns.split == HELD_OUT).sum())
     if not count:
         return DataError(
             f"{store.path}: the store holds neither held-out examples nor cases, so there is "
-            "nothing to evaluate on; prepare it with held_out_ratio above 0"
+            "nothing to evaluate; prepare it with held_out_ratio above 0"
         )
     return DataError(
         f"{store.path}: the store holds no cases, and none of its {count} held-out examples fits "
-        "the context of every model and has a response to measure; give models with a larger "
-        "context, or hold out more with held_out_ratio"
+        "the context of every model and has a response to measure; use models with a larger "
+        "context, or hold out more examples with held_out_ratio"
     )

@@ -1,4 +1,4 @@
-"""The figures of a report, as matplotlib draws them. Knows no file."""
+"""Draws the figures of a report with matplotlib. Writes no files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +17,14 @@ HELD_OUT_TITLES = {
     "pairs_in_order": "pairs_in_order\nshare; dashed: chance",
     "reward_margin": "reward_margin\nnats; higher is better",
 }
-"""What stands over each panel of the held-out figure."""
+"""Title of each panel of the held-out figure."""
 
 CHANCE = 0.5
-"""The share of pairs that a coin puts in order."""
+"""Expected share of pairs in order for a model that guesses."""
 
 
 def metrics_figure(report: Mapping[str, Any]) -> Figure:
-    """Every metric as a group of bars, one a model, with intervals and the bar to reach."""
+    """One group of bars per metric, one bar per model, with intervals and the target rate."""
     models, metrics = list(report["models"]), list(report["intervals"])
     figure = Figure(figsize=(9.5, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -33,13 +33,13 @@ def metrics_figure(report: Mapping[str, Any]) -> Figure:
         places = [place - 0.4 + (number + 0.5) * width for place in range(len(metrics))]
         _bars_with_intervals(axes, report, model, places, width, COLOURS[number % len(COLOURS)])
     for place, metric in enumerate(metrics):
-        _draw_bar(axes, report["bars"].get(metric), place)
+        _draw_target(axes, report["bars"].get(metric), place)
     labels = [f"{metric}\n{report[metric]['count']} cases" for metric in metrics]
     axes.set_xticks(range(len(metrics)), labels)
     axes.set_ylim(0, 1.12)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axes.set_ylabel("rate")
-    axes.set_title("Does it do what it is told? (95% intervals; dashed: bar to reach)", loc="left")
+    axes.set_title("Rates by metric (95% intervals; dashed: target rate)", loc="left")
     axes.legend(loc="upper right", ncols=len(models), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -55,7 +55,7 @@ def _bars_with_intervals(
 ) -> None:
     rates = [report[metric][model] for metric in report["intervals"]]
     intervals = [own[model] for own in report["intervals"].values()]
-    # Rounding may put an end of the interval a hair on the wrong side of the rate.
+    # Rounding may put an end of the interval slightly on the wrong side of the rate.
     below = [max(0.0, rate - low) for rate, (low, _) in zip(rates, intervals, strict=True)]
     above = [max(0.0, high - rate) for rate, (_, high) in zip(rates, intervals, strict=True)]
     axes.bar(places, rates, width, color=colour, label=model)
@@ -66,7 +66,8 @@ def _bars_with_intervals(
         axes.text(place, rate + more + 0.01, f"{rate:.2f}", ha="center", va="bottom", fontsize=8)
 
 
-def _draw_bar(axes: Axes, bar: Mapping[str, Any] | None, place: float) -> None:
+def _draw_target(axes: Axes, bar: Mapping[str, Any] | None, place: float) -> None:
+    """A dashed line at the rate that a metric should reach, or should not exceed."""
     if bar is None:
         return
     limit = bar.get("at_least", bar.get("at_most"))
@@ -84,7 +85,7 @@ def _draw_bar(axes: Axes, bar: Mapping[str, Any] | None, place: float) -> None:
 
 
 def families_figure(report: Mapping[str, Any]) -> Figure:
-    """Following by family, the best on top, one bar a model."""
+    """The rate of following by family, the highest at the top, one bar per model."""
     models = list(report["models"])
     metric = "following" if "following" in report["families"] else next(iter(report["families"]))
     families = report["families"][metric]
@@ -114,9 +115,9 @@ def families_figure(report: Mapping[str, Any]) -> Figure:
 
 
 def held_out_figure(report: Mapping[str, Any]) -> Figure:
-    """A panel for every metric of the held-out examples: a bar a model, with its interval.
+    """One panel per metric of the held-out examples, with one bar and interval per model.
 
-    The reference has no bar where rewards are measured against it.
+    In the panels of rewards, the reference has no bar.
     """
     held_out = report["held_out"]
     metrics = list(held_out["intervals"])

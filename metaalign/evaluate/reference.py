@@ -1,4 +1,4 @@
-"""Which model the held-out rewards are measured against. Knows no weights and no Ray.
+"""Chooses the reference model of the held-out rewards. Loads no model.
 
 An implicit reward is a response's log-probability under a model minus that under the reference.
 """
@@ -19,14 +19,14 @@ class ChosenReference(NamedTuple):
 
     folder: Path
     reason: str
-    """Why it is this one, as "the start of the dpo run that made 'after'"."""
+    """Why it was chosen, such as "the start of the dpo run that made 'after'"."""
 
 
 def choose_reference(config: EvaluateConfig) -> ChosenReference | None:
-    """The reference that the settings mean; None where nothing is known of any model's start.
+    """The reference according to the settings; None if no model was trained by sft or dpo.
 
     Raises:
-        ModelError: the model that training started from is gone, or was replaced.
+        ModelError: the model that training started from is missing, or its weights changed.
     """
     if config.reference is not None:
         folder = resolve(config.storage, config.reference)
@@ -50,7 +50,7 @@ def _last_of_job(recipes: Mapping[str, Mapping[str, Any]], job: str) -> str | No
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    """What the export job noted of the run; empty for a model that it did not write."""
+    """The recipe that the export job wrote beside a model; empty for other models."""
     file = folder / RECIPE_FILE
     try:
         recipe = json.loads(file.read_text(encoding="utf-8"))
@@ -58,29 +58,29 @@ def _recipe(folder: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{file} cannot be read: {error}; export the model again, or name a `reference`"
+            f"{file} cannot be read: {error}; export the model again, or set `reference`"
         ) from error
     return recipe if isinstance(recipe, dict) else {}
 
 
 def _start_of(name: str, recipe: Mapping[str, Any], config: EvaluateConfig) -> ChosenReference:
-    """The model that a run started from, where it lay or under this storage.
+    """The model that a run started from, at its recorded path or under this storage.
 
     Raises:
-        ModelError: it is gone, or was replaced.
+        ModelError: it is missing, or its weights changed.
     """
-    noted = Path(recipe["initial"])
-    places = [noted, Path(config.storage) / noted.name]
+    recorded = Path(recipe["initial"])
+    places = [recorded, Path(config.storage) / recorded.name]
     folder = next((place for place in places if place.is_dir()), None)
-    remedy = "put it back, or name another model as `reference`"
+    remedy = "restore it, or set `reference` to another model"
     if folder is None:
         raise ModelError(
-            f"models.{name}: {recipe['job']} started from {str(noted)!r}, which is gone, and that "
-            f"is the model to compare with; {remedy}"
+            f"models.{name}: {recipe['job']} started from {str(recorded)!r}, which no longer "
+            f"exists and is needed as the reference; {remedy}"
         )
     if weights_fingerprint(folder) != recipe["initial_weights"]:
         raise ModelError(
-            f"models.{name}: {recipe['job']} started from {str(folder)!r}, and something replaced "
-            f"the weights there since; {remedy}"
+            f"models.{name}: {recipe['job']} started from {str(folder)!r}, but its weights have "
+            f"changed since; {remedy}"
         )
     return ChosenReference(folder, f"the start of the {recipe['job']} run that made {name!r}")

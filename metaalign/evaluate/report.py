@@ -1,6 +1,6 @@
-"""A report as files a person reads: JSON, Markdown tables, plots, and the console's tables.
+"""Writes a report as JSON, Markdown and plots, and prints its tables.
 
-Knows no model: it shows what `rates.py` counted and `held_out.py` measured.
+Computes nothing itself: `rates.py` and `held_out.py` do.
 """
 
 import json
@@ -25,7 +25,7 @@ TIER_WORDS = {"asks": "asks for it", "opposes": "for the opposite", "silent": "i
 
 
 class Table(NamedTuple):
-    """A table: the first column is text, the others are numbers already written out."""
+    """A table of strings: the first column is text, the others are formatted numbers."""
 
     title: str
     columns: list[str]
@@ -35,17 +35,20 @@ class Table(NamedTuple):
 def write_report(
     report: Mapping[str, Any], answers: Iterable[Mapping[str, Any]], folder: Path
 ) -> list[Path]:
-    """Write every file of the report; report.json last, whole or not at all.
+    """Write every file of the report, report.json last and atomically.
 
-    What an earlier report left and this one does not have, such as a plot of cases, is removed.
+    Files of an earlier report that this one does not have, such as the plots of cases, are deleted.
 
     Args:
-        answers: The lines of answers.jsonl, which is there only where cases were asked.
+        answers: The lines of answers.jsonl, which is written only if the report has cases.
+
+    Returns:
+        The files that were written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"report.md": markdown(report)}
     figures = {}
-    if _asked(report):
+    if _has_cases(report):
         lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         texts = {"answers.jsonl": "\n".join([*lines, ""]), **texts}
         figures = {"metrics.png": metrics_figure(report), "families.png": families_figure(report)}
@@ -66,7 +69,7 @@ _OPTIONAL = {"answers.jsonl", "metrics.png", "families.png", "held_out.png"}
 
 
 def show_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the tables."""
+    """Print the tables and remarks to the console."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     for table in tables(report):
         console.print(as_rich(table))
@@ -75,7 +78,7 @@ def show_report(report: Mapping[str, Any], console: Console | None = None) -> No
 
 
 def as_rich(table: Table) -> RichTable:
-    """A table for a console of rich."""
+    """Convert a table to one of the rich package."""
     shown = RichTable(title=table.title, title_justify="left")
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if number == 0 else "right")
@@ -85,7 +88,7 @@ def as_rich(table: Table) -> RichTable:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The tables as Markdown."""
+    """The remarks and tables as Markdown."""
     parts = ["# Evaluation"]
     for line in _remarks(report):
         parts += ["", line]
@@ -98,11 +101,11 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """The held-out examples; of the cases metrics with intervals and bars, families, kinds, and
-    tier against tier. What the store did not hold is left out."""
+    """The tables of the report: held-out examples, then for the cases metrics, families, kinds and
+    tier against tier. Tables without data are omitted."""
     models = list(report["models"])
     shown = [held_out_table(report)] if "held_out" in report else []
-    if not _asked(report):
+    if not _has_cases(report):
         return shown
     shown += [_metrics_table(report, models), _families_table(report, models[-1])]
     kinds = [
@@ -117,13 +120,12 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     return [*shown, Table(title, ["who says what", *models, "count"], tiers)]
 
 
-def _asked(report: Mapping[str, Any]) -> bool:
-    """Whether cases were asked."""
+def _has_cases(report: Mapping[str, Any]) -> bool:
     return "bars" in report
 
 
 def held_out_table(report: Mapping[str, Any]) -> Table:
-    """Every metric of the held-out examples, by model, with its interval."""
+    """The metrics of the held-out examples, with intervals, one column per model."""
     held_out, models = report["held_out"], list(report["models"])
     rows = []
     for metric, intervals in held_out["intervals"].items():
@@ -141,11 +143,11 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
-    """Sentences that say what the tables do not."""
+    """Sentences on the reference, on examples left out and on the worst family."""
     remarks = []
     if "held_out" in report:
         remarks += [_reference_line(report["held_out"]), _left_out_line(report["held_out"])]
-    if _asked(report):
+    if _has_cases(report):
         remarks.append(_worst_line(report))
     return [remark for remark in remarks if remark]
 
@@ -156,7 +158,7 @@ def _reference_line(held_out: Mapping[str, Any]) -> str:
     reference = held_out["reference"]
     if reference is None:
         return (
-            "No reference is known: pairs_in_order and reward_margin compare plain "
+            "There is no reference model: pairs_in_order and reward_margin compare plain "
             "log-probabilities. To compare rewards, set `reference` to the model that training "
             "started from."
         )
@@ -168,12 +170,12 @@ def _reference_line(held_out: Mapping[str, Any]) -> str:
 
 
 def _left_out_line(held_out: Mapping[str, Any]) -> str:
-    """How many held-out examples are not measured, and why."""
+    """How many held-out examples were measured, and why the others were not."""
     ledger = held_out["examples"].get("sft_loss") or held_out["examples"]["pairs_in_order"]
     reasons = {key: count for key, count in ledger.items() if key not in ("in", "out") and count}
-    told = ", ".join(f"{key} {count}" for key, count in reasons.items())
+    left_out = ", ".join(f"{key} {count}" for key, count in reasons.items())
     return f"Measured {ledger['out']} of {ledger['in']} held-out examples" + (
-        f"; not measured: {told}." if told else "."
+        f"; not measured: {left_out}." if left_out else "."
     )
 
 
@@ -188,7 +190,7 @@ def _metrics_table(report: Mapping[str, Any], models: Sequence[str]) -> Table:
         rows.append([metric, *cells, str(report[metric]["count"]), bar])
     title = "Rates (95% interval)"
     if report["best_constant"] is not None:
-        title += f"; deaf to the meta-prompt at best {report['best_constant']:.3f}"
+        title += f"; hidden without reading the meta-prompt: at most {report['best_constant']:.3f}"
     return Table(title, ["metric", *models, "count", f"bar for {models[-1]}"], rows)
 
 
@@ -223,7 +225,7 @@ def _bar_words(bar: Mapping[str, Any] | None) -> str:
 def _worst_line(report: Mapping[str, Any]) -> str:
     worst = report["worst_family"]
     if not worst:
-        return "No family was asked for."
+        return "No case measures following, flip or conflict."
     return (
         f"Worst family of {list(report['models'])[-1]}: {worst['family']}, {worst['metric']} "
         f"{worst['rate']:.3f} over {worst['count']}."

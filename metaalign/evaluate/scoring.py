@@ -1,6 +1,6 @@
-"""A worker that measures held-out examples: log-probabilities by the code that training uses.
+"""The Ray Data worker that computes log-probabilities of held-out examples with training's code.
 
-Knows no Ray and no metric.
+Does not import Ray, and computes no metrics.
 """
 
 from functools import partial
@@ -25,22 +25,22 @@ from metaalign.train.model.policy import TensorRows
 from metaalign.train.model.probe import choose_layout
 
 MICRO_BATCH_TOKENS = 8192
-"""Tokens of a forward pass, about; an example is never split."""
+"""Approximate number of tokens in a forward pass. Examples are never split."""
 
 CHUNK_SIZE_MB = 128
 """MiB of float32 in a chunk of logits."""
 
 
 class Scorer:
-    """Measures parts of the held-out examples, with one model at a time.
+    """Computes log-probabilities for parts of the held-out examples, with one model at a time.
 
-    Called with a batch of Ray Data: columns `folder` and `layout` of the model, and `part`, a
-    number in `HeldOut.parts()`. Adds `logprobs`, a list a row, in nats, aligned with the part's
-    responses.
+    Input columns of a batch of Ray Data: `folder` and `layout` of the model, and `part`, an index
+    into `HeldOut.parts()`. Output columns: `folder`, `part` and `logprobs`, one list of nats per
+    row, aligned with the part's responses.
     """
 
     def __init__(self, store: str, *, context: int, examples: int | None, seed: int) -> None:
-        """Args as those of `select_held_out`."""
+        """The arguments are those of `select_held_out`; `store` is the token store's path."""
         held = select_held_out(
             TokenStore.open(store), context=context, examples=examples, seed=seed
         )
@@ -52,7 +52,7 @@ class Scorer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         columns = (batch["folder"], batch["layout"], batch["part"])
         found: list[list[float]] = [[] for _ in batch["part"]]
-        # Two models at once might not fit, so those of one follow each other.
+        # Two models at once might not fit in memory, so the rows of one model are adjacent.
         for row in sorted(range(len(found)), key=lambda row: str(batch["folder"][row])):
             folder, layout, part = (column[row] for column in columns)
             engine = self._load(str(folder), "tree" if layout == "tree" else "single")
@@ -68,7 +68,7 @@ class Scorer:
 
 
 class PolicyEngine:
-    """A model in this process that is only asked, in the precision that training takes here."""
+    """An inference-only model in this process: bfloat16 on CUDA, float32 on CPU, as in training."""
 
     rank, world_size = 0, 1
 
@@ -96,11 +96,11 @@ class PolicyEngine:
 
 
 def layout_and_context(folder: Path) -> tuple[Layout, int]:
-    """How a model is fed, and the tokens that it can take.
+    """The layout of a model's batches, and its context in tokens.
 
     Raises:
-        ModelError: its config cannot be read, or states no context.
-        LayoutError: neither layout feeds it exactly.
+        ModelError: the model's config cannot be read, or states no context.
+        LayoutError: the model's attention is exact with neither layout.
     """
     config = load_config_of(folder)
     return choose_layout(config, "auto", "sdpa"), context_in(config, folder)

@@ -1,4 +1,4 @@
-"""The evaluate job: every model on the held-out examples and, where there are some, on the cases.
+"""The evaluate job: measures every model on the held-out examples and on the cases, if any.
 
     store's held-out examples x models --Ray Data--> log-probabilities --> losses, orders, margins
     store/cases.jsonl         x models --Ray Data--> answers           --> rates
@@ -42,20 +42,20 @@ from metaalign.tracking import Run
 
 
 def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
-    """The evaluate job: measure, ask, score, report.
+    """Run the evaluate job.
 
-    Writes report.json, report.md, the plots and, where the store holds cases, answers.jsonl to
-    `{storage}/{output}`, and logs them to `run` with `eval/MODEL/METRIC` of every metric on the
-    held-out examples and `eval/MODEL/METRIC_rate` of every metric on the cases.
+    Writes report.json, report.md, the plots and, if the store holds cases, answers.jsonl to
+    `{storage}/{output}`. Logs these files to `run`, and the metrics `eval/MODEL/METRIC` for the
+    held-out examples and `eval/MODEL/METRIC_rate` for the cases.
 
     Returns:
-        The report, as report.json holds it.
+        The content of report.json.
 
     Raises:
-        DataError: the store is missing, or holds neither held-out examples that fit the models nor
-            cases.
-        ModelError: a model's folder is missing or no model, or the reference cannot be found.
-        TemplateError: a model renders another template than the store.
+        DataError: the store is missing, or holds neither cases nor held-out examples that fit the
+            models.
+        ModelError: a folder is missing or holds no model, or the reference cannot be found.
+        TemplateError: a model renders with another template than the store.
         ConfigError: the cluster is too small.
     """
     started = time.monotonic()
@@ -83,7 +83,7 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
 def _rates(
     cases: Sequence[Case], answers: Iterable[Mapping[str, Any]], models: Sequence[str]
 ) -> dict[str, Any]:
-    """The part of the report that the cases make."""
+    """The part of the report that is computed from the cases."""
     passed: dict[str, dict[str, bool]] = {name: {} for name in models}
     for answer in answers:
         passed[answer["model"]][answer["id"]] = answer["passed"]
@@ -92,7 +92,7 @@ def _rates(
 
 
 def _curves(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """MLflow's name and value of every figure."""
+    """(MLflow's metric name, value) of every number of the report."""
     held_out = report.get("held_out", {})
     for model in report["models"]:
         for metric in report.get("intervals", {}):
@@ -103,15 +103,15 @@ def _curves(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def measure_models(config: EvaluateConfig, store: TokenStore) -> dict[str, Any] | None:
-    """The `held_out` part of the report; None where no held-out example can be measured.
+    """The `held_out` part of the report; None if no held-out example can be measured.
 
     Raises:
-        ModelError: the reference cannot be found, or a model cannot be fed with rows.
-        TemplateError: a model or the reference renders another template than the store.
+        ModelError: the reference cannot be found, or a model cannot be measured.
+        TemplateError: a model or the reference renders with another template than the store.
     """
     reference = choose_reference(config) if holds_pairs(store) else None
     check_models(config, store.template, reference)
-    # A folder may have two names, such as a link's, and is measured once.
+    # A folder that has two names, for example through a link, is measured once.
     folders = {
         name: resolve(config.storage, path).resolve() for name, path in config.models.items()
     }
@@ -169,20 +169,20 @@ def _measure(
         if not np.isfinite(values).all():
             raise ModelError(
                 f"{row['folder']}: the log-probability of a held-out response is not finite; the "
-                "weights are damaged, or training diverged"
+                "weights are damaged, or training diverged: export an earlier checkpoint"
             )
         found[Path(row["folder"])][held.places(parts[row["part"]])] = values
     return found
 
 
 def ask_models(cases: Sequence[Case], config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Every model's answer to every case, in the order of models and cases.
+    """Every model's answer to every case, sorted by model, then by case.
 
     Returns:
-        Rows of model, case (its number), answer, finish_reason and prompt_tokens.
+        Rows with `model`, `case` (its number), `answer`, `finish_reason` and `prompt_tokens`.
 
     Raises:
-        ConfigError: the cluster has fewer processors than `num_workers`.
+        ConfigError: the cluster has fewer GPUs (without GPUs: CPUs) than `num_workers`.
     """
     rows = [
         {"model": name, "case": number, "text": case.to_json()}
@@ -202,7 +202,8 @@ def _on_workers(
     num_workers: int,
     num_models: int,
 ) -> ray.data.Dataset:
-    """The rows through a pool of workers. A block holds rows of few models: each is loaded anew."""
+    """Map the rows over a pool of workers. Blocks hold the rows of few models, since a worker loads
+    a model again whenever the model changes."""
     return ray.data.from_items(
         rows, override_num_blocks=min(len(rows), num_models * num_workers)
     ).map_batches(
@@ -216,10 +217,10 @@ def _on_workers(
 
 
 def gpus_per_worker(num_workers: int) -> int:
-    """1 where the cluster has any GPU, else 0.
+    """1 if the cluster has any GPU, else 0. Starts Ray if it is not running.
 
     Raises:
-        ConfigError: the cluster has fewer processors than `num_workers`.
+        ConfigError: the cluster has fewer GPUs (without GPUs: CPUs) than `num_workers`.
     """
     if not ray.is_initialized():
         ray.init()
@@ -227,20 +228,20 @@ def gpus_per_worker(num_workers: int) -> int:
     kind = "GPU" if cluster.get("GPU") else "CPU"
     if cluster.get(kind, 0) < num_workers:
         raise ConfigError(
-            f"num_workers: {num_workers} need a {kind} each, the cluster has "
+            f"num_workers: {num_workers} workers need a {kind} each, but the cluster has "
             f"{cluster.get(kind, 0):g}; lower num_workers or add nodes"
         )
     return int(kind == "GPU")
 
 
 def _scored(cases: Sequence[Case], rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """The lines of answers.jsonl."""
+    """The lines of answers.jsonl: each case with a model's answer and the verdict."""
     for row in rows:
         case = cases[row["case"]]
-        asked = {key: value for key, value in asdict(case).items() if key != "question"}
+        fields = {key: value for key, value in asdict(case).items() if key != "question"}
         yield {
             "model": row["model"],
-            **asked,
+            **fields,
             "prompt_tokens": row["prompt_tokens"],
             "answer": row["answer"],
             "finish_reason": row["finish_reason"],

@@ -1,8 +1,6 @@
-"""transformers in process: token ids in, token ids out, in static batches of prompts.
+"""Generates with transformers in this process: token ids in, token ids out, in static batches.
 
-Knows no text, no tiers and no HTTP.
-
-Dimensions: B = prompts of a batch, L = length of its longest prompt, V = vocabulary.
+Handles no text, no tiers and no HTTP. Dimensions: V = vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,17 +31,17 @@ from metaalign.train.model.context import STATED_AS, stated_context
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one prompt is answered. The draw depends on the seed alone, not on the batch."""
+    """Sampling settings of one prompt. The sample depends on the seed, not on the batch."""
 
     max_tokens: int
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 is greedy decoding."""
 
     top_p: float = 1.0
-    """Draw from the fewest tokens that hold this much probability."""
+    """Sample from the smallest set of likeliest tokens with at least this total probability."""
 
     seed: int | None = None
-    """None draws anew each time. Not read at temperature 0."""
+    """None takes a new random seed for each request. Ignored at temperature 0."""
 
 
 class Answer(NamedTuple):
@@ -54,21 +52,29 @@ class Answer(NamedTuple):
 
 
 Listener = Callable[[int, int | Answer], bool]
-"""Told the number of a prompt and each token of its answer as soon as it is known, then the whole
-Answer. Returns whether the answer should go on."""
+"""Called with (number of the prompt, token) for each new token, then with (number, Answer) once the
+answer is complete. Returns whether to continue this answer."""
 
 
 class EmbeddedEngine:
     """A causal language model in this process, with its template.
 
     Attributes:
-        template: The renderer that lies in the model's folder.
+        template: The template stored in the model's folder.
         context: Most tokens of a prompt and its answer together.
-        fingerprint: Equal for folders of the same weights and template.
+        fingerprint: Equal for folders with the same weights and template.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 64) -> None:
-        """Raises ModelError where the folder holds no usable model."""
+        """Load the model.
+
+        Args:
+            device: "cpu", "cuda" or another torch device; "auto" takes CUDA if it is available.
+            batch_size: Most prompts decoded together.
+
+        Raises:
+            ModelError: the folder holds no usable model.
+        """
         folder = check_folder(folder)
         self.template = Template.load(folder)
         self.device = torch.device(
@@ -81,12 +87,12 @@ class EmbeddedEngine:
         vocabulary = self._model.config.get_text_config().vocab_size
         if vocabulary < self.template.vocabulary_size:
             raise ModelError(
-                f"{folder}: the model has a vocabulary of {vocabulary}, its tokenizer one of "
-                f"{self.template.vocabulary_size}; export the model again"
+                f"{folder}: the model's vocabulary has {vocabulary} tokens, fewer than its "
+                f"tokenizer's {self.template.vocabulary_size}; export the model again"
             )
-        # Only the renderer opens a segment: a model that writes a control token is done.
+        # Only the template opens segments, so a control token from the model ends its answer.
         self._ends = frozenset({self.template.eos_id, *self.template.control_ids.values()})
-        # A checkpoint's own defaults (penalties, temperatures) would answer behind our back.
+        # Without this, the checkpoint's own defaults (penalties, temperature) would apply.
         self._model.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=sorted(self._ends), pad_token_id=self.template.eos_id
         )
@@ -97,13 +103,13 @@ class EmbeddedEngine:
         sampling: Sampling | Sequence[Sampling],
         listener: Listener | None = None,
     ) -> list[Answer]:
-        """Answer every prompt, in batches of prompts of about the same length.
+        """Answer every prompt, in batches of prompts of similar length.
 
-        An answer ends before the context does, whatever its max_tokens.
+        An answer ends at its max_tokens or at the end of the context, whichever comes first.
 
         Args:
             sampling: One for all prompts, or one for each.
-            listener: Hears of tokens while the batch is decoded.
+            listener: Receives the tokens while a batch is decoded.
 
         Raises:
             ModelError: a prompt leaves no room for an answer in the context.
@@ -120,10 +126,11 @@ class EmbeddedEngine:
         return answers
 
     def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> list[list[int]]:
-        """Prompts by number, the longest first.
+        """The batches, as lists of prompt numbers, the longest prompts first.
 
-        The rows of a batch run on until its last one ends, so the longest prompt and the longest
-        answer must fit the context together: a learned position table ends there.
+        All rows of a batch are decoded until the last one ends, so the longest prompt and the
+        longest answer of a batch must fit the context together: a learned position table ends
+        there.
         """
         batches: list[list[int]] = []
         longest = answer = 0
@@ -141,12 +148,13 @@ class EmbeddedEngine:
         if room < 1 or not prompt:
             raise ModelError(
                 f"a prompt of {len(prompt)} tokens cannot be answered in a context of "
-                f"{self.context}; it must have between 1 and {self.context - 1}"
+                f"{self.context}; it must have between 1 and {self.context - 1} tokens"
             )
         return min(sampling.max_tokens, room)
 
     def _decode(self, prompts: Sequence[Sequence[int]], batch: "_Batch", draw: "_Draw") -> None:
-        """Run the batch to its end. Left padding: every row's next token stands at one place."""
+        """Decode the batch. Prompts are padded on the left, so that all rows end at one
+        position."""
         length = max(map(len, prompts))
         tokens = torch.full((len(prompts), length), self.template.eos_id)
         mask = torch.zeros_like(tokens)
@@ -165,7 +173,7 @@ class EmbeddedEngine:
 
 
 class _Batch(BaseStreamer):
-    """What is known of the answers of one batch; generate() puts each step's tokens into it."""
+    """The answers of one batch so far. transformers' generate() calls `put` after every step."""
 
     def __init__(
         self,
@@ -184,6 +192,7 @@ class _Batch(BaseStreamer):
         self._prompt_is_put = False
 
     def put(self, value: Tensor) -> None:
+        """Take one token per row. The first call passes the prompts, which are skipped."""
         if not self._prompt_is_put:
             self._prompt_is_put = True
             return
@@ -203,14 +212,15 @@ class _Batch(BaseStreamer):
             self._listen(self.numbers[row], self.answer(row))
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Required by BaseStreamer; there is nothing to flush."""
 
     def answer(self, row: int) -> Answer:
+        """The tokens of a row so far, and why it ended."""
         return Answer(self._tokens[row], "stop" if self._stopped[row] else "length")
 
 
 class _Finished(StoppingCriteria):
-    """Ends rows at their own max_tokens, or when nobody waits for them any more."""
+    """Stops a row that ended, reached its max_tokens or was cancelled by the listener."""
 
     def __init__(self, batch: _Batch) -> None:
         self._batch = batch
@@ -220,10 +230,10 @@ class _Finished(StoppingCriteria):
 
 
 class _Draw(LogitsProcessor):
-    """Turns generate()'s likeliest token into a draw, for the rows that ask for one.
+    """Adds noise to the logits of rows with a temperature above 0, so that greedy decoding samples.
 
-    Gumbel-max: argmax(log p + g) with standard Gumbel noise g is a draw from p. Each row has its
-    own temperature, top_p and generator, so its draw does not depend on its neighbours.
+    Gumbel-max: argmax(log p + g) with standard Gumbel noise g is a sample from p. Each row has its
+    own temperature, top_p and generator, so its sample does not depend on the other rows.
     """
 
     def __init__(self, samplings: Sequence[Sampling]) -> None:
@@ -241,17 +251,20 @@ class _Draw(LogitsProcessor):
         for row, sampling, generator in self.rows:
             logits = (scores[row] - scores[row].max()) / sampling.temperature
             logits = keep_top_p(logits, sampling.top_p)
-            # Exponential draws, not -log of uniform ones, which may be 0.
+            # Exponential samples rather than -log(uniform), since a uniform sample may be 0.
             noise = torch.empty(logits.shape).exponential_(generator=generator)
             scores[row] = logits - noise.log().to(logits.device)
         return scores
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Set all but the likeliest tokens that together hold `top_p` to minus infinity.
+    """Keep the smallest set of likeliest tokens with a total probability of at least `top_p`.
 
     Args:
-        logits: (V,). The likeliest token always stays.
+        logits: (V,).
+
+    Returns:
+        (V,) the logits, minus infinity for all other tokens. The likeliest token is always kept.
     """
     ordered, indices = logits.softmax(-1).sort(descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -259,18 +272,18 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder, where it looks like one that holds a model.
+    """Return the folder if it has a model's config and weights. Does not load them.
 
     Raises:
-        ModelError: names the folder, what it lacks, and the remedy.
+        ModelError: names the folder, what is missing and what to do.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such model folder; run the export job first")
+        raise ModelError(f"{folder}: the model folder does not exist; run the export job first")
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder}: has no config.json, so it is no Hugging Face model folder; give the folder "
-            "that the export job wrote"
+            f"{folder}: has no config.json, so it is not a Hugging Face model folder; give the "
+            "folder that the export job wrote"
         )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: has no *.safetensors weights; run the export job again")
@@ -287,15 +300,15 @@ def _load(folder: Path, device: torch.device) -> PreTrainedModel:
 
 
 def context_in(config: PretrainedConfig, folder: Path) -> int:
-    """Tokens of a sequence at most, as the config of a model's folder states them.
+    """Most tokens of a sequence, as stated in the model's config.
 
     Raises:
-        ModelError: it states none.
+        ModelError: the config states none.
     """
     context = stated_context(config)
     if context is None:
         raise ModelError(
-            f"{folder}: its config.json does not say how many tokens the model takes; add "
+            f"{folder}: config.json does not state how many tokens the model accepts; add "
             f"{STATED_AS!r} to it, as training with model.context does"
         )
     return context
