@@ -206,9 +206,7 @@ def test_a_second_server_on_the_same_cluster_is_refused(config: ServeConfig) -> 
 @pytest.mark.usefixtures("url")
 def test_more_replicas_than_the_cluster_holds_are_refused(config: ServeConfig) -> None:
     free = config.model_copy(update={"port": free_port()})
-    with pytest.raises(
-        ConfigError, match=r"replicas: 3 replicas of 1 CPU each do not fit .* has 2;"
-    ):
+    with pytest.raises(ConfigError, match=r"replicas: 3 of 1 CPU each do not fit .* has 2;"):
         run_serve(free.model_copy(update={"replicas": 3}))
     with pytest.raises(ConfigError, match=r"replicas: 1 of 0\.5 GPU each do not fit"):
         run_serve(free.model_copy(update={"gpus_per_replica": 0.5}))
@@ -242,9 +240,7 @@ check_cluster(config.model_copy(update={{"replicas": 2}}))
     )  # fmt: skip
     assert "gpus_per_replica auto: 1 GPU for each replica" in done.stderr
     assert "left 0" in done.stdout
-    assert (
-        "replicas: 2 replicas of 1 GPU each do not fit on the cluster, which has 1;" in done.stderr
-    )
+    assert "replicas: 2 of 1 GPU each do not fit on the cluster, which has 1;" in done.stderr
 
 
 @pytest.mark.slow

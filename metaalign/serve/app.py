@@ -100,7 +100,7 @@ def check_cluster(config: ServeConfig) -> None:
     for kind, each, also in (("CPU", 1.0, ""), ("GPU", gpus, " or gpus_per_replica")):
         if config.replicas * each > cluster.get(kind, 0):
             raise ConfigError(
-                f"replicas: {config.replicas} replicas of {each:g} {kind} each do not fit on the "
+                f"replicas: {config.replicas} of {each:g} {kind} each do not fit on the "
                 f"cluster, which has {cluster.get(kind, 0):g}; lower replicas{also}, or add nodes"
             )
     if serve.status().proxies:
