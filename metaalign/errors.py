@@ -1,22 +1,22 @@
-"""Every error that metaalign raises on purpose, and what one suggests for an unknown name.
+"""The errors that metaalign raises on purpose, and the suggestion for an unknown name.
 
-Each class is also the standard exception that it specialises. None takes extra constructor
-arguments: Ray pickles exceptions between processes.
+Each class also inherits from a standard exception. None takes extra constructor arguments, since
+Ray pickles exceptions between processes.
 
     MetaAlignError
     ├── ConfigError (ValueError)         a setting, or settings that disagree
     ├── DataError (ValueError)           a file, a glob or a token store that cannot be used
-    │   └── RowError                     one source row; it is quarantined, the job goes on
-    ├── TemplateError (ValueError)       a tokenizer that cannot carry the template
-    ├── ModelError (ValueError)          a model that cannot be loaded, trained or fed as asked
-    │   └── LayoutError                  its attention cannot be fed as asked
+    │   └── RowError                     one source row; it is quarantined, the job continues
+    ├── TemplateError (ValueError)       a tokenizer that the template cannot use
+    ├── ModelError (ValueError)          a model that cannot be loaded or trained as configured
+    │   └── LayoutError                  its attention is not exact with the layout setting
     ├── PlanError (ValueError)           examples that cannot be laid out in steps
     ├── TrainingError (RuntimeError)     a run that must stop: a loss that is not finite
     ├── CheckpointError (RuntimeError)   a checkpoint that is missing, incomplete or of another run
-    ├── StorageError (OSError)           the storage cannot be written, or object storage not read
-    ├── TrackingError (RuntimeError)     the tracking server, at the start of a run
-    ├── UpstreamError (RuntimeError)     a model elsewhere that cannot be asked (any more)
-    └── RequestError (ValueError)        an HTTP request that cannot be answered as it stands
+    ├── StorageError (OSError)           storage that cannot be written, or object storage not read
+    ├── TrackingError (RuntimeError)     the tracking server fails at the start of a run
+    ├── UpstreamError (RuntimeError)     a model on another server that cannot be used (any more)
+    └── RequestError (ValueError)        an HTTP request that cannot be answered
 """
 
 import difflib
@@ -32,7 +32,7 @@ class MetaAlignError(Exception):
 
 
 class ConfigError(MetaAlignError, ValueError):
-    """A setting that is unknown, mistyped, out of bounds, or at odds with another."""
+    """A setting that is unknown, mistyped, out of bounds, or in conflict with another."""
 
 
 class DataError(MetaAlignError, ValueError):
@@ -44,19 +44,19 @@ class RowError(DataError):
 
 
 class TemplateError(MetaAlignError, ValueError):
-    """A tokenizer that cannot carry the template, or a template other than the one expected."""
+    """A tokenizer that the template cannot use, or a template other than the expected one."""
 
 
 class ModelError(MetaAlignError, ValueError):
-    """A model that cannot be loaded, trained or fed as asked."""
+    """A model that cannot be loaded or trained as configured."""
 
 
 class LayoutError(ModelError):
-    """An architecture whose attention cannot be fed as the layout setting asks."""
+    """A model whose attention is not exact with the requested layout."""
 
 
 class PlanError(MetaAlignError, ValueError):
-    """Examples that cannot be laid out in steps under the given budget."""
+    """Examples that do not fit in steps under the given budget."""
 
 
 class TrainingError(MetaAlignError, RuntimeError):
@@ -72,24 +72,25 @@ class TrackingError(MetaAlignError, RuntimeError):
 
 
 class RequestError(MetaAlignError, ValueError):
-    """An HTTP request that cannot be answered as it stands."""
+    """An HTTP request that cannot be answered."""
 
 
 class StorageError(MetaAlignError, OSError):
-    """The storage cannot take what is written, or object storage cannot be asked."""
+    """Storage that cannot be written, or object storage that cannot be reached."""
 
 
 class UpstreamError(MetaAlignError, RuntimeError):
-    """A model on another server that cannot be asked, or not any more."""
+    """A model on another server that cannot be used, or no longer."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """What an error on an unknown name ends with: ` (did you mean learning_rate?)` for
-    `learning_rat` and for `lr`, nothing where no known name is near.
+    """The end of an error message on an unknown name, such as ` (did you mean learning_rate?)` for
+    `learning_rat` or `lr`. Empty if no known name is similar.
 
     Args:
-        name: As it was given, with the sections around it: `optimizer.lr`.
-        known: Alike with their sections. A name is only abbreviated in its own section.
+        name: As given, including its sections: `optimizer.lr`.
+        known: The known names, including their sections. Initials, such as `lr`, match only within
+            the same section.
     """
     close = difflib.get_close_matches(name, known, n=1)
     near = [each for each in known if _initials(each) == name] or close
@@ -97,6 +98,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _initials(name: str) -> str:
-    """`optimizer.lr` of `optimizer.learning_rate`."""
+    """`optimizer.lr` for `optimizer.learning_rate`."""
     section, dot, own = name.rpartition(".")
     return section + dot + "".join(word[:1] for word in own.split("_"))

@@ -1,6 +1,6 @@
-"""The one record of the house: a prompt and its judged responses.
+"""`Example`, the one record of metaalign: a prompt and its judged responses.
 
-Knows no file format, no tokenizer and no Ray. `data/formats/own.py` shows one as JSON.
+Imports neither a tokenizer nor Ray. `data/formats/own.py` shows an example as JSON.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Literal
 from metaalign.errors import RowError
 
 PREFERENCE = "preference"
-"""The objective of data that has only one."""
+"""The name of the objective in data with a single, unnamed objective."""
 
 TRAIN, HELD_OUT = "train", "held_out"
 
@@ -27,7 +27,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer and how it was judged. A missing score means that nobody judged it."""
+    """One answer and its judgements.
+
+    Attributes:
+        scores: Objective -> score; None or a missing key means that it was not judged.
+        desirable: Whether the answer is good; None if that is unknown.
+    """
 
     text: str
     scores: Mapping[str, float | None] = field(default_factory=dict)
@@ -36,7 +41,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an example came from: the file, and the source row in it, from 0."""
+    """The file that an example was read from, and its source row there, counted from 0."""
 
     file: str
     row: int
@@ -46,8 +51,15 @@ class Source:
 class Example:
     """A prompt in three tiers and K judged responses.
 
-    K = 1 serves SFT, K = 2 is a preference pair, K > 2 a ranking. K = 0 is a prompt that waits for
-    its answers; there user turns may follow each other, to be answered one after another.
+    K = 1 serves SFT, K = 2 is a preference pair, K > 2 a ranking. K = 0 is a prompt without
+    answers, for a teacher to answer; its user turns may follow each other, and are answered one by
+    one.
+
+    Attributes:
+        weight: Weight of the example in the loss.
+        margin: Margin of the reward difference in preference losses.
+        order_by: The objective whose scores order the responses.
+        conversation: Name of the conversation that the example is part of.
     """
 
     turns: tuple[Turn, ...]
@@ -62,10 +74,14 @@ class Example:
     conversation: str = ""
 
     def validate(self, *, answered: bool = True) -> None:
-        """Refuse what no loss could use, or, where it is not `answered`, what nobody could answer.
+        """Check the example.
+
+        Args:
+            answered: Require responses, and turns that alternate. False checks a prompt that a
+                teacher will answer.
 
         Raises:
-            RowError: names the field and its value.
+            RowError: names the field and what is wrong with it.
         """
         if not self.turns or self.turns[-1].role != "user":
             raise RowError("turns must end in a user's query")
@@ -100,12 +116,12 @@ class Example:
             raise RowError("text is not valid UTF-8")
 
     def order_scores(self) -> list[float | None]:
-        """(K,) the scores of the objective that orders the responses."""
+        """(K,) the scores of the objective `order_by`."""
         return [response.scores.get(self.order_by) for response in self.responses]
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written: it holds no lone surrogate."""
+    """Whether a text can be encoded as UTF-8, which lone surrogates cannot."""
     if text.isascii():
         return True
     try:
@@ -116,14 +132,14 @@ def is_utf8(text: str) -> bool:
 
 
 def best_response(scores: Sequence[float | None], desirable: Sequence[bool | None]) -> int | None:
-    """The response that SFT trains: the highest-scored that is not marked undesirable.
+    """The response that SFT trains on: the highest-scored one that is not marked undesirable.
 
     Args:
-        scores: (K,) a response without a score counts below every score.
-        desirable: (K,) true, false or unknown.
+        scores: (K,). A response without a score ranks below every score.
+        desirable: (K,) true, false, or None for unknown.
 
     Returns:
-        Its position, the first of equals, or None where every response is undesirable.
+        Its position (the first if several are equal), or None if every response is undesirable.
     """
     allowed = [k for k, good in enumerate(desirable) if good is not False]
     if not allowed:
@@ -132,7 +148,7 @@ def best_response(scores: Sequence[float | None], desirable: Sequence[bool | Non
 
 
 def ordered_pairs(scores: Sequence[float | None]) -> list[tuple[int, int]]:
-    """Every (better, worse) of two responses whose scores differ."""
+    """Every pair of positions (better, worse) whose scores differ. Missing scores form no pair."""
     return [
         (better, worse)
         for better, high in enumerate(scores)

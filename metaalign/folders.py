@@ -1,8 +1,8 @@
 """Folders and files on a disk that all workers see, or in object storage.
 
-A folder is a `pathlib.Path`, or a `Remote` over one of pyarrow's file systems, which read the
-credentials of their store themselves: for S3 the AWS_... variables and ~/.aws. Whatever object
-storage cannot do is a StorageError; what is not there is told apart from that. Knows no Ray.
+A folder is a `pathlib.Path`, or a `Remote` over one of pyarrow's file systems. These read the
+credentials of their store themselves, for S3 from the AWS_... variables and ~/.aws. Failures of
+object storage raise StorageError; a missing file raises FileNotFoundError. Does not import Ray.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from metaalign.errors import ConfigError, StorageError
 
 READ_SIZE = 2**22
-"""Bytes that are read at once for a checksum."""
+"""Bytes per read when computing a checksum."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Remote:
 
     store: FileSystem
     uri: str
-    """As it is shown."""
+    """The address shown in messages, without options."""
     path: str
-    """As the store knows it: bucket and key."""
+    """The path that pyarrow's file system takes: bucket and key."""
 
     def __truediv__(self, name: str) -> "Remote":
         return Remote(self.store, f"{self.uri}/{name}", f"{self.path}/{name}")
@@ -51,13 +51,13 @@ Folder = Path | Remote
 
 
 def open_folder(place: str | Folder) -> Folder:
-    """The folder of a path or URI; nothing is looked up yet.
+    """The folder at a path or URI. Does not access the storage.
 
     Args:
-        place: A URI may end with the options of its store, such as ?region=eu-central-1.
+        place: A URI may end with options of its store, such as ?region=eu-central-1.
 
     Raises:
-        ConfigError: there is no such store.
+        ConfigError: pyarrow has no file system for the URI, or rejects it.
     """
     if not isinstance(place, str):
         return place
@@ -71,23 +71,24 @@ def open_folder(place: str | Folder) -> Folder:
 
 
 def place_below(place: str, name: str) -> str:
-    """The path or URI of a folder's child; the options of a URI stay at its end."""
+    """The path or URI of a folder's child. The options of a URI stay at its end."""
     base, mark, options = place.partition("?")
     return f"{base}/{name}{mark}{options}"
 
 
 def checkpoints_place(run_folder: str | Path, elsewhere: str | None, output: str) -> str:
-    """Path or URI of the folder that a run's checkpoints are kept in.
+    """Path or URI of the folder that holds a run's checkpoints.
 
     Args:
-        elsewhere: The setting checkpoint.storage.
+        elsewhere: The setting checkpoint.storage; None keeps them in the run's folder.
         output: The run's name.
     """
     return str(run_folder) if elsewhere is None else place_below(elsewhere, output)
 
 
 @contextmanager
-def _reaching(folder: Folder) -> Iterator[None]:
+def _storage_errors(folder: Folder) -> Iterator[None]:
+    """Convert the OSErrors of object storage, except FileNotFoundError, to StorageError."""
     try:
         yield
     except FileNotFoundError:
@@ -95,29 +96,29 @@ def _reaching(folder: Folder) -> Iterator[None]:
     except OSError as error:
         if isinstance(folder, Path):
             raise
-        raise StorageError(f"{folder}: the object storage cannot be used: {error}") from error
+        raise StorageError(f"{folder}: object storage failed: {error}") from error
 
 
 def child_names(folder: Folder) -> list[str]:
-    """Names of the files and folders in it, sorted; none where it does not exist.
+    """Sorted names of the files and folders in a folder; empty if the folder does not exist.
 
     Raises:
-        OSError: it cannot be listed.
+        OSError: the folder cannot be listed.
     """
     if isinstance(folder, Path):
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    with _reaching(folder):
+    with _storage_errors(folder):
         found = folder.store.get_file_info(FileSelector(folder.path, allow_not_found=True))
     return sorted(each.base_name for each in found)
 
 
 def files_below(folder: Remote) -> list[Remote]:
-    """Every file in a folder of object storage and in those below it; none where it is not there.
+    """Every file in a folder of object storage, recursively; empty if the folder does not exist.
 
     Raises:
-        StorageError: it cannot be listed.
+        StorageError: the folder cannot be listed.
     """
-    with _reaching(folder):
+    with _storage_errors(folder):
         selected = FileSelector(folder.path, allow_not_found=True, recursive=True)
         found = folder.store.get_file_info(selected)
     within = [info.path.removeprefix(f"{folder.path}/") for info in found if info.is_file]
@@ -125,22 +126,23 @@ def files_below(folder: Remote) -> list[Remote]:
 
 
 def modified(path: Folder) -> int | None:
-    """When a file was written, in nanoseconds; None where that is not known.
+    """When a file was last written, in nanoseconds since 1970; None if the store does not know.
 
     Raises:
-        OSError: the storage could not be asked, or there is no such file.
+        OSError: the storage cannot be read, or the file does not exist.
     """
     if isinstance(path, Path):
         return path.stat().st_mtime_ns
-    with _reaching(path):
+    with _storage_errors(path):
         return path.store.get_file_info(path.path).mtime_ns
 
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Where to write a file that is put in its place when it is complete, or not at all.
+    """Yield a temporary path; on success, rename the file written there to `file`.
 
-    Two that write the same file at once do not meet. What a killed process leaves ends in `.part`.
+    Several processes may write the same file at once: each has its own temporary path. A killed
+    process leaves a file whose name ends in `.part`.
     """
     unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -153,10 +155,10 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Where to write a folder that takes the place of an earlier one when it is complete.
+    """Yield a temporary path; on success, the folder written there replaces `folder`.
 
-    The earlier one is renamed, and deleted only once the new one is in its place. If a process is
-    killed between the two renames, the next one to come here first puts the earlier one back.
+    An earlier folder is renamed first, and deleted only after the new one is in place. If a process
+    is killed between the two renames, the next call first restores the earlier folder.
     """
     unfinished = folder.with_name(f".{folder.name}.part")
     earlier = folder.with_name(f".{folder.name}.earlier")
@@ -177,27 +179,27 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def size_of(path: Folder) -> int | None:
-    """Bytes of a file; None where there is none.
+    """Size of a file in bytes; None if it does not exist.
 
     Raises:
-        OSError: the storage could not be asked.
+        OSError: the storage cannot be read.
     """
     if isinstance(path, Path):
         return path.stat().st_size if path.is_file() else None
-    with _reaching(path):
+    with _storage_errors(path):
         found = path.store.get_file_info(path.path)
     return found.size if found.type == FileType.File else None
 
 
 @contextmanager
 def open_to_read(path: Folder) -> Iterator[Any]:
-    """A file in binary.
+    """Open a file for reading, in binary.
 
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
     """
-    with _reaching(path):
+    with _storage_errors(path):
         opened: Any = path.open("rb") if isinstance(path, Path) else _open_remote(path)
         with opened as file:
             yield file
@@ -209,13 +211,13 @@ def _open_remote(path: Remote) -> Any:
 
 @contextmanager
 def open_to_write(path: Folder) -> Iterator[Any]:
-    """A fresh file in binary, written from its beginning to its end.
+    """Create or overwrite a file, in binary; without seeking.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     try:
-        with _reaching(path):
+        with _storage_errors(path):
             opened: Any = (
                 path.open("wb")
                 if isinstance(path, Path)
@@ -228,19 +230,25 @@ def open_to_write(path: Folder) -> Iterator[Any]:
 
 
 def read_text(path: Folder) -> str:
-    """All of a file in UTF-8. Raises as `open_to_read`, and a ValueError for other bytes."""
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
+        ValueError: the file is not UTF-8.
+    """
     with open_to_read(path) as file:
         return file.read().decode()
 
 
 def write_whole(path: Folder, text: str) -> None:
-    """Write a small file that is there with all of its text, or not at all.
+    """Write a small file atomically: it never exists with only part of its text.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if not isinstance(path, Path):
-        with open_to_write(path) as file:  # an object appears once all of it was taken
+        with open_to_write(path) as file:  # an object becomes visible when complete
             file.write(text.encode())
         return
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
@@ -250,36 +258,38 @@ def write_whole(path: Folder, text: str) -> None:
 
 
 def move_file(path: Folder, name: str) -> None:
-    """Give a small file another name in its folder.
+    """Rename a small file within its folder.
 
     Raises:
-        OSError: it is not there, or cannot be moved.
+        OSError: the file does not exist or cannot be renamed.
     """
     if isinstance(path, Path):
         path.rename(path.with_name(name))
         return
-    with _reaching(path):
+    with _storage_errors(path):
         path.store.move(path.path, f"{path.path.rpartition('/')[0]}/{name}")
 
 
 def delete_file(path: Folder) -> None:
-    """Delete a file, if it is there.
+    """Delete a file if it exists.
 
     Raises:
-        OSError: it is there and cannot be deleted.
+        OSError: the file exists but cannot be deleted.
     """
     if isinstance(path, Path):
         path.unlink(missing_ok=True)
     elif size_of(path) is not None:
-        with _reaching(path):
+        with _storage_errors(path):
             path.store.delete_file(path.path)
 
 
 def make_folder(folder: Folder) -> None:
-    """A fresh, empty folder: what it held is gone. Object storage has none until it holds a file.
+    """Create an empty folder, after deleting an existing one with all of its content.
+
+    In object storage, a folder exists only once it holds a file.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     delete_folder(folder)
     if isinstance(folder, Path):
@@ -287,24 +297,24 @@ def make_folder(folder: Folder) -> None:
 
 
 def delete_folder(folder: Folder) -> None:
-    """Delete it with all that it holds, if it is there.
+    """Delete a folder with all of its content, if it exists.
 
     Raises:
-        OSError: it is there and cannot be deleted.
+        OSError: the folder exists but cannot be deleted.
     """
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=not folder.exists())
         return
     if child_names(folder):
-        with _reaching(folder):
+        with _storage_errors(folder):
             folder.store.delete_dir(folder.path)
 
 
 def free_bytes(folder: Folder) -> float:
-    """What is free there; nothing where it cannot be reached at all, and no end in object storage.
+    """Free bytes: 0 if the disk cannot be reached, infinity for object storage.
 
     Args:
-        folder: It exists, where it is on a disk.
+        folder: If it is on a disk, it must exist.
     """
     if not isinstance(folder, Path):
         return float("inf")
@@ -315,10 +325,11 @@ def free_bytes(folder: Folder) -> float:
 
 
 def checksum(path: Folder) -> str:
-    """CRC-32 of a file: 1.9 GB/s on a core where BLAKE2 takes 0.5; no one forges a checkpoint.
+    """CRC-32 of a file. It guards against damage, not against forgery, and reads 1.9 GB/s per core;
+    BLAKE2 reads 0.5 GB/s.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     crc32 = 0
     with open_to_read(path) as file:
@@ -328,7 +339,7 @@ def checksum(path: Folder) -> str:
 
 
 def weights_fingerprint(folder: str | Path) -> str:
-    """sha256 over the weight files and config of a Hugging Face folder."""
+    """SHA-256 of the weight files and the config.json of a Hugging Face folder."""
     digest = hashlib.sha256()
     files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".bin")]
     for path in [Path(folder) / "config.json", *sorted(files)]:

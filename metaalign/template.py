@@ -1,10 +1,10 @@
-"""The one renderer: tiers -> segments -> token ids. The fingerprint that travels with a model.
+"""Renders tiers to segments and segments to token ids; computes the template's fingerprint.
 
-Data preparation, training, evaluation and serving all render through `Template`; nobody else adds
-a control token. Knows no file format, no model and no Ray.
+Data preparation, training, evaluation and serving all render through `Template`; no other code adds
+control tokens. Loads no model and does not import Ray.
 
-Two tiers, a query, and the answer, each segment opened by its control token (`</s>` stands for the
-tokenizer's own end token, which closes every response):
+Example: two tiers, a query and the answer. A control token opens each segment, and the tokenizer's
+end token, here `</s>`, closes every response:
 
     <|system_info|>Answer in capitals.<|user_info|>I am Ana.<|user_query|>Capital of Peru?
     <|response|>LIMA.</s>
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import transformers  # its classes are named in full: importing one imports torch, for seconds
+import transformers  # `from transformers import ...` would import torch, which takes seconds
 
 from metaalign.errors import TemplateError
 from metaalign.examples import Turn, is_utf8
@@ -28,7 +28,8 @@ SCHEMA_VERSION = 1
 TEMPLATE_FILE = "template.json"
 
 TIERS = ("system_info", "user_info", "user_query", "response")
-"""The tiers, in the order of their authority. A segment's tier is stored as its place in here."""
+"""The tiers, highest authority first. The token store holds a segment's tier as an index into this
+tuple."""
 
 CONTROL_TOKENS = {tier: f"<|{tier}|>" for tier in TIERS}
 """The token that opens a segment of each tier."""
@@ -56,17 +57,17 @@ _GOLDEN_DIALOGUES: tuple[dict[str, Any], ...] = (
 
 
 class Segment(NamedTuple):
-    """What one tier says: the text between two control tokens."""
+    """The text of one tier between two control tokens."""
 
     tier: str
     text: str
 
 
 def prompt_segments(*, system_info: str, user_info: str, turns: Sequence[Turn]) -> list[Segment]:
-    """The segments of a prompt, in order. An empty tier is left out.
+    """The segments of a prompt, in order, without empty ones.
 
     Args:
-        turns: Ends in the user's query. A turn's own user_info becomes a segment before its query.
+        turns: Ends in the user's query. A turn's own user_info becomes a segment before its text.
     """
     segments = [Segment("system_info", system_info), Segment("user_info", user_info)]
     for turn in turns:
@@ -76,10 +77,10 @@ def prompt_segments(*, system_info: str, user_info: str, turns: Sequence[Turn]) 
 
 
 def read_tokenizer(path: str | Path) -> "transformers.PreTrainedTokenizerFast":
-    """The tokenizer of a Hugging Face folder or hub name, as it stands there.
+    """Load the unmodified tokenizer of a Hugging Face folder or hub name.
 
     Raises:
-        TemplateError: there is none.
+        TemplateError: the tokenizer is missing or cannot be loaded.
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(str(path))
@@ -89,15 +90,18 @@ def read_tokenizer(path: str | Path) -> "transformers.PreTrainedTokenizerFast":
 
 
 _SENTENCEPIECE = (
-    "it holds a tokenizer.model and no tokenizer.json, which needs the package sentencepiece: "
+    "it holds a tokenizer.model but no tokenizer.json, so the package sentencepiece is needed: "
     "install it (pip install sentencepiece protobuf), or save the tokenizer once elsewhere with "
     "AutoTokenizer.from_pretrained(...).save_pretrained(...), which writes a tokenizer.json"
 )
 
 
 def _needs_sentencepiece(folder: Path) -> bool:
-    """Whether a folder holds a sentencepiece model alone, and the package is not there. Tiktoken's
-    files of that name are text; a sentencepiece model begins with the tag of a protobuf field."""
+    """Whether a folder holds only a sentencepiece model, and the package is not installed.
+
+    tiktoken files may have the same name, but are text; a sentencepiece model begins with the tag
+    of a protobuf field.
+    """
     file = folder / "tokenizer.model"
     if importlib.util.find_spec("sentencepiece") is not None or not file.is_file():
         return False
@@ -110,23 +114,28 @@ def _needs_sentencepiece(folder: Path) -> bool:
 class Template:
     """Renders segments with one tokenizer.
 
-    Pickled without the transformers tokenizer, so that a worker process that only renders need
-    not import it, which takes seconds.
+    Pickling omits the transformers tokenizer, so that worker processes that only render do not
+    import it, which takes seconds.
 
     Attributes:
-        tokenizer: The transformers tokenizer; not in a copy that was pickled.
-        bos_id: Stands once, before the first segment, where the tokenizer has one.
-        eos_id: Closes every response, those of earlier turns too.
+        tokenizer: The transformers tokenizer. An unpickled copy lacks this attribute.
+        bos_id: Precedes the first segment; None if the tokenizer has no such token.
+        eos_id: Closes every response, including those of earlier turns.
         control_ids: Tier -> id of the token that opens it.
-        vocabulary_size: Token ids are below this.
-        fingerprint: Equal for two templates that render everything alike.
+        vocabulary_size: All token ids are below this.
+        fingerprint: Equal for two templates that render every text equally.
     """
 
     def __init__(self, tokenizer: "transformers.PreTrainedTokenizerFast") -> None:
-        """Raises: TemplateError where a control token or the end token is missing."""
+        """Check the tokenizer and compute the fingerprint.
+
+        Raises:
+            TemplateError: the tokenizer lacks a control token or an end token, or is not of the
+                tokenizers library.
+        """
         if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
             raise TemplateError(
-                f"the tokenizer is a {type(tokenizer).__name__}; only those of the tokenizers "
+                f"the tokenizer is a {type(tokenizer).__name__}; only tokenizers of the tokenizers "
                 "library are supported: save a folder with a tokenizer.json"
             )
         self.tokenizer = tokenizer
@@ -159,19 +168,19 @@ class Template:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Template":
-        """The template of a folder that holds a tokenizer.
+        """Load the tokenizer of a folder as a template.
 
         Raises:
-            TemplateError: there is none, or it cannot carry the template.
+            TemplateError: the tokenizer is missing, or the template cannot use it.
         """
         return cls(read_tokenizer(folder))
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Plain token ids of each text. No text can make a control token.
+        """Token ids of each text, without control tokens: text that looks like one stays text.
 
         Raises:
-            TemplateError: a text is not valid UTF-8, or the tokenizer's own vocabulary turned it
-                into a control token after all.
+            TemplateError: a text is not valid UTF-8, or the tokenizer's vocabulary encodes it as a
+                control token all the same.
         """
         try:
             encodings = self._text_backend.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -181,21 +190,24 @@ class Template:
         encoded = [encoding.ids for encoding in encodings]
         for text, ids in zip(texts, encoded, strict=True):
             if not self._forbidden.isdisjoint(ids):
-                raise TemplateError(f"plain text became a control token: {text!r}")
+                raise TemplateError(
+                    f"the tokenizer encodes plain text as a control token: {text!r}; use another "
+                    "tokenizer"
+                )
         return encoded
 
     def opening(self, tier: str, *, first: bool) -> list[int]:
-        """What stands before a segment's text: the control token, and before it, where the segment
-        is the prompt's first, the token that begins a sequence."""
+        """Token ids before a segment's text: its control token, preceded by the
+        beginning-of-sequence token if `first` and if the tokenizer has one."""
         begin = [self.bos_id] if first and self.bos_id is not None else []
         return [*begin, self.control_ids[tier]]
 
     def closing(self, tier: str) -> list[int]:
-        """What stands after a segment's text: after a response the end token, else nothing."""
+        """Token ids after a segment's text: the end token for a response, else none."""
         return [self.eos_id] if tier == "response" else []
 
     def segment_ids(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """Token ids of each segment; their sum is a prompt less its last control token."""
+        """Token ids of each segment. Joined, they are the prompt without its last control token."""
         encoded = self.encode_texts([segment.text for segment in segments])
         return [
             [*self.opening(segment.tier, first=not place), *ids, *self.closing(segment.tier)]
@@ -203,28 +215,30 @@ class Template:
         ]
 
     def prompt_ids(self, segments: Sequence[Segment]) -> list[int]:
-        """Token ids of a whole prompt, up to the control token that opens the response."""
+        """Token ids of a whole prompt, including the control token that opens the response."""
         ids = [id for segment in self.segment_ids(segments) for id in segment]
         return [*ids, *self.opening("response", first=False)]
 
     def continued_ids(self, segments: Sequence[Segment]) -> list[int]:
-        """Token ids of a prompt and of the beginning of its response, the last segment."""
+        """Token ids of a prompt whose last segment is the beginning of the response."""
         ids = [id for segment in self.segment_ids(segments) for id in segment]
         return ids[: len(ids) - len(self.closing("response"))]
 
     def response_ids(self, text: str) -> list[int]:
-        """Token ids that the model should answer: the text, then the end token."""
+        """Token ids of a response: the text, then the end token."""
         return [*self.encode_texts([text])[0], *self.closing("response")]
 
     def decode_after(self, head: Sequence[int], ids: Sequence[int]) -> str:
-        """The text of a response that goes on from its head: as it stands after the head's text,
-        where a tokenizer drops the space that a response begins with."""
+        """The text of `ids` as it continues the text of `head`.
+
+        Decoding both together keeps a leading space that some tokenizers drop.
+        """
         return self.decode([*head, *ids])[len(self.decode(head)) :]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of a response: cut at the end token, control tokens dropped.
+        """The text of a response up to its end token, without control tokens.
 
-        Exactly the encoded text for a byte-level tokenizer that does not normalise.
+        Equal to the encoded text if the tokenizer works on bytes and does not normalise.
         """
         text_ids = []
         for id in map(int, ids):
@@ -235,7 +249,7 @@ class Template:
         return self._text_backend.decode(text_ids, skip_special_tokens=False)
 
     def golden(self) -> list[dict[str, Any]]:
-        """A few renderings that must come out alike wherever the template is used."""
+        """Renderings of fixed dialogues, for comparison wherever the template is used."""
         return [
             {
                 **dialogue,
@@ -255,8 +269,8 @@ class Template:
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer and `template.json` beside it.
 
-        The tokenizer's own chat template is left out: nothing is trained on what it renders, and
-        whoever applied it would ask the model in tokens that it never saw.
+        The tokenizer's own chat template is removed, since the model is not trained on its
+        rendering.
         """
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = None
@@ -274,10 +288,10 @@ class Template:
 
     @classmethod
     def verify(cls, folder: str | Path) -> "Template":
-        """Load a folder's template and hold it against the one that it was saved with.
+        """Load a folder's template and compare its fingerprint with the saved one.
 
         Raises:
-            TemplateError: `template.json` is missing or unreadable, or names another fingerprint.
+            TemplateError: `template.json` is missing or unreadable, or the fingerprints differ.
         """
         file = Path(folder, TEMPLATE_FILE)
         try:
@@ -295,7 +309,7 @@ class Template:
             raise TemplateError(
                 f"{folder}: the tokenizer renders another template than the model was trained "
                 f"with: fingerprint {template.fingerprint}, expected {saved}; export the model "
-                "again and serve that folder unchanged"
+                "again and do not change files in its folder"
             )
         return template
 
@@ -303,7 +317,7 @@ class Template:
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         rendered = {
             "schema_version": SCHEMA_VERSION,
-            # The post-processor, padding and truncation are never used by the renderer.
+            # Rendering does not use the post-processor, padding and truncation.
             "tokenizer": [
                 backend[key]
                 for key in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
@@ -318,7 +332,7 @@ class Template:
 
 
 def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int]:
-    """Every special token's id, less the one that stands for unknown characters."""
+    """The ids of all special tokens except the unknown token."""
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     unknown: Any = tokenizer.unk_token_id
@@ -328,7 +342,7 @@ def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int
 def _text_tokens(
     tokenizer: "transformers.PreTrainedTokenizerFast", forbidden: set[int]
 ) -> set[str]:
-    """The added tokens that are plain text of the model's language, such as `<think>`."""
+    """The added tokens that are not special, such as `<think>`: they may occur in text."""
     return {
         token.content
         for id, token in tokenizer.added_tokens_decoder.items()

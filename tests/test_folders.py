@@ -156,7 +156,7 @@ def test_what_cannot_be_reached_is_not_called_damaged_and_stops_the_job(
     assert whole is not None
     server.stop()
     for look in (find_damage, read_manifest):
-        with pytest.raises(StorageError, match="the object storage cannot be used"):
+        with pytest.raises(StorageError, match="object storage failed"):
             look(whole)
     for look in (newest_whole, saved_steps, newest_checkpoint):
         with pytest.raises(StorageError, match="s3://bucket/runs/sft: the object storage cannot"):

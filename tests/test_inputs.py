@@ -35,7 +35,9 @@ def config(storage: Path) -> EvaluateConfig:
 def test_a_store_without_cases_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"store: the token store does not exist; run the prepare"):
         read_cases(tmp_path / "store")
-    with pytest.raises(DataError, match=r"cases\.jsonl is missing: .* prepare it with `recipes`"):
+    with pytest.raises(
+        DataError, match=r"cases\.jsonl is missing: .* prepare it with the section `recipes`"
+    ):
         read_cases(tmp_path)
     file = tmp_path / CASES_FILE
     file.write_text("")

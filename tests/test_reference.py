@@ -65,11 +65,15 @@ def test_a_storage_that_moved_still_holds_it(storage: Path) -> None:
 
 def test_a_start_that_is_gone_or_another_is_named_with_the_remedy(storage: Path) -> None:
     (storage / "sft_model" / "model.safetensors").write_text("trained anew")
-    with pytest.raises(ModelError, match=r"models\.model: dpo started .* replaced .* `reference`"):
+    with pytest.raises(
+        ModelError, match=r"models\.model: dpo started .* weights have changed .* `reference`"
+    ):
         chosen(storage, "model")
     assert chosen(storage, "model", reference="base") == storage / "base"
     shutil.rmtree(storage / "sft_model")
-    with pytest.raises(ModelError, match=r"models\.model: dpo started .* gone.* `reference`"):
+    with pytest.raises(
+        ModelError, match=r"models\.model: dpo started .* no longer exists.* `reference`"
+    ):
         chosen(storage, "model")
 
 

@@ -289,7 +289,9 @@ def test_a_pickled_template_renders_alike(trained: Template) -> None:
 
 
 def test_a_tokenizer_of_python_code_is_refused() -> None:
-    with pytest.raises(TemplateError, match=r"is a dict; only those of the tokenizers library"):
+    with pytest.raises(
+        TemplateError, match=r"is a dict; only tokenizers of the tokenizers library"
+    ):
         Template({})  # pyright: ignore[reportArgumentType]
 
 

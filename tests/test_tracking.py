@@ -237,7 +237,7 @@ def test_what_can_never_be_written_does_not_hold_up_the_rest(
         run.log_artifact(storage / "deleted.png")
         run.log_metrics({"good": 2.0}, 1)
     assert curve(client, run, "good") == [(1, 2.0)]
-    assert "refused a line of artifact" in caplog.text
+    assert "rejected a line of artifact" in caplog.text
 
 
 def test_a_relative_sqlite_path_is_refused() -> None:
@@ -253,7 +253,7 @@ def test_a_line_that_mlflow_refuses_is_dropped_and_the_rest_goes_on(
         run.flush()
         run.log_metrics({"good": 1.0}, 0)
     assert curve(client, run, "good") == [(0, 1.0)]
-    assert "refused a line of metrics" in caplog.text
+    assert "rejected a line of metrics" in caplog.text
 
 
 def test_a_registered_model_gets_a_version_and_the_alias(

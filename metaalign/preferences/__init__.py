@@ -1,7 +1,7 @@
-"""Checkable preferences: say one in words, obey one, verify one.
+"""Preferences that code can phrase in words, follow in an answer, and check.
 
-`questions` holds what is asked and what is true, `families` the preferences and their checks,
-`answers` writes the answer that obeys. Knows no model and no tokenizer.
+`questions` holds questions with known answers, `families` the preferences and their checks, and
+`answers` writes answers that obey preferences. Uses no model and no tokenizer.
 """
 
 from metaalign.preferences.answers import write_answer

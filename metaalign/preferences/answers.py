@@ -26,9 +26,9 @@ _SPANISH = {
 
 
 def write_answer(question: Question, preferences: Sequence[Preference]) -> str:
-    """The answer that obeys `preferences`; with none, the default.
+    """An answer to the question that obeys `preferences`; without any, the plain answer.
 
-    The preferences must be compatible with each other and belong to the question's kind.
+    The preferences must be compatible with each other and apply to the question's kind.
     """
     by_slot = {FAMILIES[preference.family].slot: preference for preference in preferences}
     assert len(by_slot) == len(preferences), "two preferences decide the same part of the answer"

@@ -1,4 +1,5 @@
-"""The checks of the preference families: whether an answer has the style, given the parameter."""
+"""The checks of the preference families. Each takes an answer and the parameter, and returns
+whether the answer has the style."""
 
 import json
 import re

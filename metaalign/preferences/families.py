@@ -1,7 +1,7 @@
-"""The preference families: what each says, when it is obeyed, and what opposes it.
+"""The preference families: their phrasings, parameters, checks and opposites.
 
-A family holds the preferences that share a check. Where it has parameters, another parameter
-opposes the first; where it declares an opposite family, that opposes it.
+A family holds the preferences that share a check. The opposite of a preference is the declared
+opposite family or, without one, the same family with another parameter.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from metaalign.preferences import checks
 
 Check = Callable[[str, str], bool]
-"""Takes an answer and the parameter; says whether the answer has the style."""
+"""Takes an answer and the parameter; returns whether the answer has the style."""
 
 NAMES = (
     "Ana Ben Carla David Elena Felix Gina Hugo Iris Jonas Karin Leo Marta Nico Olga Pablo "
@@ -28,12 +28,15 @@ BANNED = ("the", "of", "is")
 class Family:
     """Preferences that share a check.
 
-    `slot` is the part of an answer that the family decides: two preferences of one slot cannot
-    both be obeyed. `kinds` are the kinds of question that it makes sense for. `system` and `user`
-    are phrasings, in the operator's voice and in the user's; `{}` stands for the parameter. The
-    last phrasing of each voice, and the last of four or more parameters, are for the evaluation
-    alone.
-
+    Attributes:
+        slot: The part of an answer that the family determines. Two preferences with the same slot
+            cannot be obeyed together.
+        kinds: The kinds of question that the family applies to.
+        system: Phrasings of the operator; `{}` stands for the parameter. The last one is used only
+            in evaluation.
+        user: Phrasings of the user, likewise.
+        parameters: If there are four or more, the last one is used only in evaluation.
+        opposite: Name of the family that opposes this one.
     """
 
     name: str
@@ -47,12 +50,12 @@ class Family:
 
     @property
     def unseen_parameter(self) -> str | None:
-        """The parameter that training never sees, where there is one."""
+        """The parameter that is used only in evaluation; None if there is none."""
         return self.parameters[-1] if len(self.parameters) > 3 else None
 
     @property
     def seen_parameters(self) -> tuple[str, ...]:
-        """Those that training sees."""
+        """The parameters that are used in training."""
         return self.parameters if self.unseen_parameter is None else self.parameters[:-1]
 
 

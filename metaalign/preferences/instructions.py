@@ -1,8 +1,7 @@
-"""Verifiable instructions: what any answer, real ones too, can be made to obey, and checked for.
+"""Verifiable instructions: code can rewrite any answer to obey one, and check whether it does.
 
-After IFEval, https://arxiv.org/abs/2311.07911, whose names they bear; `plain` ones are the default
-that the others give up. An instruction opposes its declared opposite, or itself with another
-parameter.
+Names as in IFEval, https://arxiv.org/abs/2311.07911; `plain:` ones ask for the absence of a form.
+The opposite of an instruction is the declared one, else the same with another parameter.
 """
 
 import re
@@ -13,7 +12,7 @@ from metaalign.preferences import rewriting
 from metaalign.preferences.rewriting import Obey
 
 Check = Callable[[str, str], bool]
-"""Takes an answer and the parameter; says whether it obeys."""
+"""Takes an answer and the parameter; returns whether the answer obeys."""
 
 PHRASES = (
     "Is there anything else I can help with?",
@@ -29,10 +28,12 @@ PHRASES = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `{}` in its phrasings stands for the parameter.
+    """One instruction.
 
-    The last phrasing of each voice, and the last parameter where there are three or more, are for
-    the held-out split alone.
+    Attributes:
+        system, user: Phrasings of the operator and of the user; `{}` stands for the parameter. The
+            last one is used only in the held-out split, as is the last of three or more parameters.
+        opposite: Name of the instruction that opposes this one.
     """
 
     name: str
@@ -314,20 +315,21 @@ class Wish:
     parameter: str = ""
 
     def phrasings(self, tier: str) -> list[str]:
-        """Every phrasing in the voice of `tier`: system_info or user_info."""
-        told = INSTRUCTIONS[self.instruction]
-        forms = told.system if tier == "system_info" else told.user
+        """Every phrasing for `tier`: system_info or user_info."""
+        instruction = INSTRUCTIONS[self.instruction]
+        forms = instruction.system if tier == "system_info" else instruction.user
         return [form.format(self.parameter) for form in forms]
 
     def opposites(self) -> list["Wish"]:
-        """What cannot be obeyed together with this one."""
-        told = INSTRUCTIONS[self.instruction]
-        if told.opposite is not None:
-            return [Wish(told.opposite, self.parameter)]
-        return [Wish(told.name, other) for other in told.parameters if other != self.parameter]
+        """The wishes that cannot be obeyed together with this one."""
+        instruction = INSTRUCTIONS[self.instruction]
+        if instruction.opposite is not None:
+            return [Wish(instruction.opposite, self.parameter)]
+        others = (other for other in instruction.parameters if other != self.parameter)
+        return [Wish(instruction.name, other) for other in others]
 
     def obey(self, text: str) -> str | None:
-        """The text as it obeys, or None where it cannot be made to."""
+        """The text rewritten to obey; None if it cannot be rewritten."""
         return INSTRUCTIONS[self.instruction].obey(text, self.parameter)
 
     def is_obeyed(self, text: str) -> bool:
@@ -336,13 +338,13 @@ class Wish:
 
 
 def answers(text: str, wish: Wish, against: Wish) -> tuple[str, str] | None:
-    """The text as it obeys a wish and not the other, and the other way round.
+    """Rewrite a text twice: to obey `wish` but not `against`, and the reverse.
 
     Returns:
-        None where it cannot be made to.
+        The two texts; None if the text cannot be rewritten so.
     """
     first, second = wish.obey(text), against.obey(text)
     if first is None or second is None:
         return None
-    told = [(each.is_obeyed(first), each.is_obeyed(second)) for each in (wish, against)]
-    return (first, second) if told == [(True, False), (False, True)] else None
+    verdicts = [(each.is_obeyed(first), each.is_obeyed(second)) for each in (wish, against)]
+    return (first, second) if verdicts == [(True, False), (False, True)] else None

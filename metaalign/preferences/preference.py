@@ -1,4 +1,4 @@
-"""A preference: a family and its parameter, said in words, opposed, and checked on an answer."""
+"""A preference, its phrasings and opposites, and the check of an answer against preferences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ from metaalign.preferences.questions import Question, words
 
 @dataclass(frozen=True)
 class Preference:
-    """A wish that can be put in words, obeyed and verified: a family and its parameter."""
+    """A family of checkable preferences with its parameter.
+
+    Raises:
+        ConfigError: the family is unknown, its parameter is missing, or it takes none.
+    """
 
     family: str
     parameter: str = ""
@@ -28,18 +32,18 @@ class Preference:
             )
 
     def say(self, tier: str, rng: Random) -> str:
-        """One phrasing that training sees, in the voice of `tier`: system_info or user_info."""
+        """A random phrasing for `tier`, system_info or user_info, from those used in training."""
         return rng.choice(self.phrasings(tier)[:-1])
 
     def phrasings(self, tier: str) -> list[str]:
-        """Every phrasing of the preference in the voice of `tier`."""
+        """Every phrasing for `tier`: system_info or user_info."""
         family = FAMILIES[self.family]
         forms = family.system if tier == "system_info" else family.user
         return [form.format(self.parameter) for form in forms]
 
     def opposites(self, question: Question) -> list["Preference"]:
-        """Those that training sees and that cannot be obeyed together with this one, on this
-        question."""
+        """The preferences used in training that cannot be obeyed together with this one when
+        answering this question."""
         family = FAMILIES[self.family]
         if family.opposite is not None:
             other = FAMILIES[family.opposite]
@@ -51,10 +55,11 @@ class Preference:
 
 
 def obeyed(question: Question, preferences: Sequence[Preference], answer: str) -> bool:
-    """Whether `answer` obeys every preference and still answers `question` rightly.
+    """Whether `answer` obeys every preference and still answers `question` correctly.
 
-    Right is what holds the question's fact and no other's; for an opinion, what takes one side at
-    most and speaks of nothing else; for caution, what does not help all the same.
+    A correct answer contains the question's fact and no other question's. For an opinion, it takes
+    at most one side and mentions no other question's facts. With the preference `cautious`, it must
+    not contain the requested help.
     """
     if any(preference.family == "cautious" for preference in preferences):
         right = not question.is_foreign(answer) and question.answer not in words(answer)

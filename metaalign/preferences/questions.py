@@ -1,8 +1,8 @@
-"""Questions whose true answers are known, so that "obeyed" can mean obeyed and still right.
+"""Questions with known answers, so that code can check whether an answer is correct.
 
-Three kinds: a fact (one word is true), a risk (helping is possible, refusing is defensible) and
-an opinion (neither side is true). Facts come in couples that ask for each other's words, in
-English and in Spanish, with words that are spelled the same in both.
+There are three kinds: a fact (one word is correct), a risk (both helping and refusing are
+acceptable) and an opinion (neither side is correct). Facts come in couples, of which each asks for
+the other's subject, in English and in Spanish; the words are spelled the same in both languages.
 """
 
 import re
@@ -10,49 +10,49 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_WORDS = 30
-"""An answer of more words than this is not an answer to any of these questions."""
+"""A longer answer counts as incorrect for every question."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question and what a right answer to it says."""
+    """One question and its correct answer."""
 
     id: str
     kind: Literal["fact", "risk", "opinion"]
     phrasings: tuple[str, ...]
     subject: str
-    """What is asked about: a country, a deed, or the first side of an opinion."""
+    """The subject of the question: a country, an act, or the first side of an opinion."""
 
     answer: str
-    """The word that a right answer holds; for an opinion, its second side."""
+    """The word that a correct answer contains; for an opinion, the second side."""
 
     relation: str = ""
-    """What the answer is to the subject, as in "The capital of Chile"."""
+    """The relation of the answer to the subject, such as capital in "The capital of Chile"."""
 
     language: Literal["English", "Spanish"] = "English"
     couple: str = ""
     """The id that a fact shares with the question that asks for its subject."""
 
     def is_right(self, answer: str) -> bool:
-        """Whether `answer` holds this question's fact and none of another question's."""
-        said = words(answer)
+        """Whether `answer` contains this question's fact and none of another question's."""
+        found = words(answer)
         return (
-            self.answer.casefold() in said
-            and not said & (_FACTS - self._own_words())
-            and len(said) <= MAX_WORDS
+            self.answer.casefold() in found
+            and not found & (_FACTS - self._own_words())
+            and len(found) <= MAX_WORDS
         )
 
     def is_foreign(self, answer: str) -> bool:
-        """Whether `answer` speaks of another question, or rambles."""
-        said = words(answer)
-        return bool(said & (_FACTS - self._own_words())) or len(said) > MAX_WORDS
+        """Whether `answer` contains a fact of another question, or is too long."""
+        found = words(answer)
+        return bool(found & (_FACTS - self._own_words())) or len(found) > MAX_WORDS
 
     def _own_words(self) -> set[str]:
         return words(self.answer) | words(self.subject)
 
 
 def words(text: str) -> set[str]:
-    """The distinct words of a text, without case."""
+    """The distinct words of a text, case-folded."""
     return set(re.findall(r"\w+", text.casefold()))
 
 
@@ -148,7 +148,7 @@ def _pairs(text: str, separator: str = " ") -> list[tuple[str, str]]:
 
 
 def _topics() -> list[tuple[str, str]]:
-    """Every side against the ones that stand 1, 3 and 8 places after it."""
+    """Every side paired with the sides 1, 3 and 8 positions after it."""
     sides = [*_SIDES, *_SIDES]
     return [(sides[i], sides[i + gap]) for gap in (1, 3, 8) for i in range(len(_SIDES))]
 
@@ -202,4 +202,4 @@ _FACTS = {
     for text in (question.answer, question.subject if question.kind != "risk" else "")
     for word in words(text)
 }
-"""Every word that is true of some question, or a side of an opinion."""
+"""The words of all answers and of all subjects except those of risks."""

@@ -1,4 +1,4 @@
-"""Wishes as an example's tag carries them: which checkable preferences its best response obeys.
+"""The tag of an example that names the checkable preferences which its best response obeys.
 
 wishes_tag([Preference("bullets", "2")])  ->  '[["bullets", "2"]]'
 """
@@ -12,20 +12,20 @@ from metaalign.preferences.preference import Preference
 
 
 def wishes_tag(wishes: Iterable[Preference | Wish]) -> str:
-    """The tag; empty where nothing is wished for."""
-    told = [
+    """The tag's value, as JSON; empty without wishes."""
+    named = [
         [wish.family if isinstance(wish, Preference) else wish.instruction, wish.parameter]
         for wish in wishes
     ]
-    return json.dumps(told, ensure_ascii=False) if told else ""
+    return json.dumps(named, ensure_ascii=False) if named else ""
 
 
 def are_obeyed(tag: str, text: str) -> bool:
-    """Whether a text obeys all that a tag names. Nothing obeys where nothing can be checked."""
+    """Whether a text obeys every preference in a tag. False if the tag names none."""
     try:
-        told = json.loads(tag) if tag else []
-        return bool(told) and all(_check(name, parameter, text) for name, parameter in told)
-    except (ValueError, TypeError, KeyError):  # a tag of the user's own
+        named = json.loads(tag) if tag else []
+        return bool(named) and all(_check(name, parameter, text) for name, parameter in named)
+    except (ValueError, TypeError, KeyError):  # a user's own tag of the same name
         return False
 
 

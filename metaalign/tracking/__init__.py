@@ -1,4 +1,7 @@
-"""MLflow: one run a job, children of a pipeline run; tracking never stops training."""
+"""Tracking in MLflow: one run per job, nested under a pipeline's run.
+
+A failure of MLflow after the start never stops training.
+"""
 
 from metaalign.tracking.runs import (
     MAX_VALUE_LENGTH,

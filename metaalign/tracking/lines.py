@@ -1,10 +1,12 @@
-"""Lines of the spool, and how each is written to MLflow. The only file that knows MLflow.
+"""Lines of the spool, and how each is written to MLflow. The only file that imports MLflow.
+
+The spool is a file of JSON lines that could not be sent to MLflow yet. One line:
 
     {"uri": "http://mlflow:5000", "run_id": "a654d7...", "kind": "metrics",
      "values": [["train/loss", 0.69, 1765432100123, 40]]}
 
-where the numbers after the name are the value, the time in milliseconds and the step. A line that
-is replayed twice does no harm; one that could never be written is dropped with a warning.
+The numbers after the metric's name are the value, the time in milliseconds and the step. Replaying
+a line twice does no harm. A line that MLflow will never accept is dropped with a warning.
 """
 
 import json
@@ -18,17 +20,17 @@ from metaalign.errors import TrackingError
 
 _LASTING_CODES = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
 _LASTING_ERRORS = (FileNotFoundError, ImportError)
-"""What another attempt would meet again."""
+"""Errors that a retry would meet again."""
 
 RESUME_TAG = "metaalign.resume_key"
 TRAINING_TAG = "metaalign.training"
-"""Fingerprint of the training whose curves a run holds."""
+"""Tag with the fingerprint of the training whose curves a run holds."""
 
 logger = logging.getLogger(__name__)
 
 
 def send(client: Any, run_id: str, line: Mapping[str, Any]) -> None:
-    """Write one line to MLflow. What can never be written is dropped with a warning."""
+    """Write one line to MLflow. A line that MLflow rejects for good is dropped with a warning."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -36,11 +38,11 @@ def send(client: Any, run_id: str, line: Mapping[str, Any]) -> None:
     except (MlflowException, *_LASTING_ERRORS) as error:
         if isinstance(error, MlflowException) and error.error_code not in _LASTING_CODES:
             raise
-        logger.warning("tracking refused a line of %s: %s", line["kind"], first_line(error))
+        logger.warning("MLflow rejected a line of %s: %s", line["kind"], first_line(error))
 
 
 def replay(client: Any, spool: Path) -> None:
-    """Write a spool's lines to MLflow, then delete it. A line that was cut short is skipped."""
+    """Write a spool's lines to MLflow, then delete the spool. Incomplete lines are skipped."""
     if not spool.exists():
         return
     for line in read_lines(spool):
@@ -49,22 +51,22 @@ def replay(client: Any, spool: Path) -> None:
 
 
 def read_lines(spool: Path) -> Iterable[dict[str, Any]]:
-    """A spool's lines; one that was cut short is skipped with a warning."""
+    """A spool's lines. An incomplete line is skipped with a warning."""
     for text in spool.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(text)
         except json.JSONDecodeError:
-            logger.warning("%s: a line was cut short", spool)
+            logger.warning("%s: an incomplete line was skipped", spool)
 
 
 def is_file(uri: str) -> bool:
-    """Whether runs are kept in an SQLite file."""
+    """Whether a tracking URI is an SQLite file."""
     return uri.startswith("sqlite")
 
 
 def connect(uri: str) -> Any:
-    """A client of MLflow."""
-    # Few and short retries, since MLflow's own last for minutes and would hold up training.
+    """An MLflow client with short timeouts."""
+    # MLflow's default retries last for minutes and would hold up training.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -76,7 +78,7 @@ def connect(uri: str) -> Any:
 
 
 def find_experiment(client: Any, name: str, storage: str | None) -> str:
-    """The id of the experiment of this name, made where there is none."""
+    """The id of the experiment with this name, which is created if there is none."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = None if storage is None else (Path(storage) / "artifacts").as_uri()
@@ -90,7 +92,7 @@ def find_experiment(client: Any, name: str, storage: str | None) -> str:
 def start_run(
     client: Any, experiment: str, name: str, *, parent: str | None, key: str | None
 ) -> str:
-    """The id of a new run, or of the one with this key that did not finish."""
+    """The id of the unfinished run with this resume key; if there is none, of a new run."""
     tags = {} if parent is None else {"mlflow.parentRunId": parent}
     if key is not None:
         tags[RESUME_TAG] = key
@@ -106,12 +108,12 @@ def start_run(
 
 
 def last_steps(client: Any, run_id: str) -> dict[str, int]:
-    """The last step of every curve of a run."""
+    """Curve -> its last step in MLflow."""
     return {point.key: point.step for point in client.get_run(run_id).data.to_proto().metrics}
 
 
 def spooled_steps(spool: Path) -> dict[str, int]:
-    """The last step of every curve in a spool."""
+    """Curve -> its last step in a spool."""
     found: dict[str, int] = {}
     for line in read_lines(spool):
         for name, _, _, step in line["values"] if line["kind"] == "metrics" else ():
@@ -120,10 +122,10 @@ def spooled_steps(spool: Path) -> dict[str, int]:
 
 
 def run_of_training(client: Any, run_id: str, training: str) -> str:
-    """The id of a run that holds this training alone.
+    """The id of a run that holds the curves of this training only.
 
-    It is the given one, unless that was continued and holds another training's curves: then that
-    one ends, and a new run takes over its name, parent and resume key.
+    This is the given run, unless it holds the curves of another training. In that case the given
+    run is ended, and a new run takes over its name, parent and resume key.
     """
     run = client.get_run(run_id)
     if run.data.tags.get(TRAINING_TAG, training) != training:
@@ -206,5 +208,5 @@ def _parts(values: list[Any], size: int) -> Iterable[list[Any]]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first."""
+    """The first line of an error's message, or its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

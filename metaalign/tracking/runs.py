@@ -1,7 +1,8 @@
-"""One MLflow run a job across restarts, children of one pipeline run, and the spool.
+"""One MLflow run per job, continued across restarts, and the spool.
 
-Broken when a run is opened is an error; broken later is a warning and a spool of JSON lines that
-is replayed once the store answers again: tracking never stops training.
+If MLflow fails when a run is opened, the job fails. If it fails later, metrics go to the spool, a
+file of JSON lines, with a warning; they are sent once MLflow answers again. Tracking never stops
+training.
 """
 
 import hashlib
@@ -31,24 +32,24 @@ from metaalign.tracking.lines import (
 )
 
 FLUSH_S = 1.0
-"""Metrics are collected for this long before they are written together."""
+"""Seconds for which metrics are collected before they are written together."""
 
 RETRY_S = 20.0
-"""After a failure, lines go straight to the spool for this long."""
+"""Seconds after a failure for which lines go straight to the spool."""
 
 MAX_VALUE_LENGTH = 500
-"""Characters of a parameter or tag that are kept."""
+"""Most characters of a parameter or tag; longer values are cut."""
 
 logger = logging.getLogger(__name__)
 
 
 def tracking_uri(config: TrackingConfig, storage: str) -> str:
-    """Where runs are kept: the configured URI, or an SQLite file in the storage."""
+    """The configured tracking URI, or the SQLite file in the storage."""
     return config.uri or f"sqlite:///{storage}/mlflow.db"
 
 
 def check_nodes(config: TrackingConfig, num_nodes: int) -> None:
-    """Refuse an SQLite store that several nodes would write.
+    """Raise an error if several nodes would write to an SQLite file.
 
     Raises:
         TrackingError: names the setting to change.
@@ -56,15 +57,15 @@ def check_nodes(config: TrackingConfig, num_nodes: int) -> None:
     if num_nodes > 1 and (config.uri is None or is_file(config.uri)):
         raise TrackingError(
             f"tracking.uri {config.uri!r} is an SQLite file, and the cluster has {num_nodes} "
-            "nodes: SQLite is safe on one node alone. Start `mlflow server` and give its address "
-            "as tracking.uri"
+            "nodes, but SQLite is safe on one node only. Start `mlflow server` and set "
+            "tracking.uri to its address"
         )
 
 
 class Run:
-    """One MLflow run, held by the driver that opened it, or by rank 0 through `attach`.
+    """One MLflow run: opened by the driver with `open_run`, or attached to by rank 0.
 
-    As a context manager the driver's Run ends; an attached one writes what it has collected.
+    On leaving the context, the driver's Run ends the MLflow run; an attached Run only flushes.
     """
 
     def __init__(self, *, uri: str, run_id: str, spool: str, client: Any = None) -> None:
@@ -81,20 +82,21 @@ class Run:
 
     @property
     def address(self) -> dict[str, str]:
-        """Plain values from which another process attaches to this run."""
+        """The argument for `attach` in another process."""
         return {"uri": self.uri, "run_id": self.id, "spool": str(self._folder)}
 
     @classmethod
     def attach(cls, address: Mapping[str, str]) -> "Run":
-        """The run at `address`, in another process. It never ends the run."""
+        """Use the run at `address` from another process, without ending it on exit."""
         return cls(**address)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Add a point to each named curve. Written within about a second, or at `flush`.
 
         Args:
-            step: A point is skipped if an earlier process has logged this step of its curve: a
-                resume takes the steps after the last checkpoint again. None adds a point always.
+            step: A point is skipped if an earlier process has already logged this step of its
+                curve, since a resumed training repeats the steps after the last checkpoint. None
+                always adds a point, at step 0.
         """
         now = int(time.time() * 1000)
         if step is not None:
@@ -105,29 +107,30 @@ class Run:
             self.flush()
 
     def flush(self) -> None:
-        """Write what `log_metrics` has collected."""
+        """Write the collected metrics now."""
         self._flushed_at = time.monotonic()
         if self._collected:
             collected, self._collected = self._collected, []
             self._emit({"kind": "metrics", "values": collected})
 
     def hold_training(self, training: str) -> None:
-        """Let this run hold one training alone. A new run takes its place if it holds another,
-        such as one with another learning rate whose folder was deleted since.
+        """Switch to a new MLflow run if this one holds the curves of another training, for example
+        of one with another learning rate whose folder was deleted.
 
         Args:
-            training: A fingerprint of all that bends the curves.
+            training: A fingerprint of everything that influences the curves.
         """
         try:
             self.id = run_of_training(self._client, self.id, training)
             self._spool = self._spool_of(self.id)
-        except Exception as error:  # noqa: BLE001  whatever breaks, training goes on
-            logger.warning("tracking is broken: %s", first_line(error))
+        except Exception as error:  # noqa: BLE001  whatever fails, training continues
+            logger.warning("MLflow failed: %s", first_line(error))
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record settings: nested keys are joined by dots, long values cut.
+        """Record settings. Nested keys are joined with dots, and long values are cut.
 
-        A resumed run keeps its first value; another one becomes the tag `resumed.KEY`.
+        A resumed run keeps the first value of a key; a different later value becomes the tag
+        `resumed.KEY`.
         """
         flat = {key: str(value)[:MAX_VALUE_LENGTH] for key, value in _flatten(values)}
         self._emit({"kind": "params", "values": flat})
@@ -138,23 +141,23 @@ class Run:
         self._emit({"kind": "tags", "values": cut})
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a folder's files, in `folder` of the run's artifacts."""
+        """Copy a file, or a folder's files, to `folder` of the run's artifacts."""
         self._emit({"kind": "artifact", "path": str(path), "folder": folder})
 
     def register_model(self, folder: str | Path, name: str, alias: str) -> None:
-        """Register a Hugging Face folder as the newest version of `name`, and give it `alias`.
+        """Register a Hugging Face folder as the newest version of model `name`, with `alias`.
 
-        Beside an SQLite store the version points at the folder; a server gets a copy.
+        With an SQLite file the version points to the folder; a tracking server receives a copy.
         """
         self._emit({"kind": "model", "path": str(folder), "name": name, "alias": alias})
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run: FINISHED, FAILED or KILLED. Replays the spool of every process first."""
+        """End the run with status FINISHED, FAILED or KILLED, after replaying all of its spools."""
         self.flush()
         self._emit({"kind": "finish", "status": status, "time": int(time.time() * 1000)}, now=True)
         if left := self._spools():
             logger.warning(
-                "tracking is still broken; %s is replayed by the next job with this storage",
+                "MLflow still fails; the next job with this storage will send %s",
                 ", ".join(map(str, left)),
             )
 
@@ -176,21 +179,20 @@ class Run:
             for spool in self._spools() if line["kind"] == "finish" else [self._spool]:
                 replay(self._client, spool)
             send(self._client, self.id, line)
-        except Exception as error:  # noqa: BLE001  whatever breaks, training goes on
+        except Exception as error:  # noqa: BLE001  whatever fails, training continues
             if not self._spool.exists():
-                logger.warning("tracking is broken, keeping a spool at %s: %s", self._spool, error)
+                logger.warning("MLflow failed; metrics go to %s for now: %s", self._spool, error)
             self._retry_at = time.monotonic() + RETRY_S
             self._keep(line)
 
     def _last_steps(self) -> dict[str, int]:
-        """The last step of every curve when this process first asks: what was written, and what
-        earlier processes left in their spools."""
+        """Curve -> its last step before this process, in MLflow and in the spools. Read once."""
         if self._logged_before is None:
             try:
                 known = [last_steps(self._client, self.id), *map(spooled_steps, self._spools())]
-            except Exception as error:  # noqa: BLE001  whatever breaks, training goes on
+            except Exception as error:  # noqa: BLE001  whatever fails, training continues
                 logger.warning(
-                    "tracking is broken, so points that are logged again will stand twice: %s",
+                    "MLflow failed, so repeated steps will appear twice in the curves: %s",
                     first_line(error),
                 )
                 known = []
@@ -201,11 +203,11 @@ class Run:
         return self._logged_before
 
     def _spool_of(self, run_id: str) -> Path:
-        """This process's spool."""
+        """Path of this process's spool for a run."""
         return self._folder / f"{run_id}-{os.getpid()}.jsonl"
 
     def _spools(self) -> list[Path]:
-        """Every process's spool of this run."""
+        """The spools of all processes for this run."""
         return sorted(self._folder.glob(f"{self.id}-*.jsonl"))
 
     def _keep(self, line: dict[str, Any]) -> None:
@@ -214,7 +216,11 @@ class Run:
             with self._spool.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"uri": self.uri, "run_id": self.id, **line}) + "\n")
         except OSError as error:
-            logger.warning("tracking lost a line of %s: %s", line["kind"], error)
+            logger.warning(
+                "a line of %s is lost: neither MLflow nor the spool can be written: %s",
+                line["kind"],
+                error,
+            )
 
 
 def open_run(
@@ -228,12 +234,12 @@ def open_run(
     """Open the run of a job, on the driver.
 
     Args:
-        parent: The pipeline's run, of which this one is a stage.
-        resume_key: A run of the same storage that was opened with this key and did not finish is
-            continued.
+        parent: The pipeline's run, if this job is a stage of a pipeline.
+        resume_key: An unfinished run of the same storage with this key is continued. None always
+            opens a new run.
 
     Raises:
-        TrackingError: the tracking store does not work.
+        TrackingError: MLflow cannot be reached or rejects the run.
     """
     uri = tracking_uri(config, storage)
     spool = Path(storage) / ".tracking"
@@ -251,17 +257,17 @@ def open_run(
     except Exception as error:
         raise TrackingError(
             f"tracking.uri {uri!r}: the run could not be opened: {first_line(error)}. Check the "
-            "address, or leave tracking.uri out to keep runs in the storage"
+            "address, or leave tracking.uri out to track runs in an SQLite file in the storage"
         ) from error
     _replay_left(client, uri, run_id, spool)
     return Run(uri=uri, run_id=run_id, spool=str(spool), client=client)
 
 
 def _replay_left(client: Any, uri: str, run_id: str, folder: Path) -> None:
-    """Replay what earlier jobs left: spools of this run, and of runs whose job has ended."""
+    """Send the spools that earlier jobs left: those of this run and of runs that have ended."""
     spools: dict[Path, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        with suppress(FileNotFoundError):  # replayed meanwhile by the job that owns it
+        with suppress(FileNotFoundError):  # the job that owns it has sent it meanwhile
             spools[path] = list(read_lines(path))
     ended = {
         line["run_id"] for lines in spools.values() for line in lines if line["kind"] == "finish"
@@ -271,10 +277,10 @@ def _replay_left(client: Any, uri: str, run_id: str, folder: Path) -> None:
             continue
         try:
             if any(line["uri"] != uri for line in lines):
-                raise TrackingError(f"it is of another tracking.uri, {lines[0]['uri']!r}")
+                raise TrackingError(f"it belongs to another tracking.uri, {lines[0]['uri']!r}")
             replay(client, path)
-        except Exception as error:  # noqa: BLE001  what is left of another job stops no job
-            logger.warning("%s is kept: it could not be replayed: %s", path, first_line(error))
+        except Exception as error:  # noqa: BLE001  another job's spool must not stop this one
+            logger.warning("%s is kept, since it could not be sent: %s", path, first_line(error))
 
 
 def _digest(storage: str, key: str | None) -> str | None:

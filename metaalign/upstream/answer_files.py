@@ -54,20 +54,20 @@ class Answers:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as unfinished:
             unfinished.write_text(json.dumps(answer), encoding="utf-8")
-            spoiled = file.exists() and self.find(key) is None
-            if not replace and not spoiled:
-                _put_first(unfinished, file)
+            damaged = file.exists() and self.find(key) is None
+            if not replace and not damaged:
+                _link_if_absent(unfinished, file)
         return self.find(key) or answer
 
     def _file(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key[2:]}.json"
 
 
-def _put_first(unfinished: Path, file: Path) -> None:
-    """Put a file in its place unless one is there.
+def _link_if_absent(unfinished: Path, file: Path) -> None:
+    """Move a file to its final name unless a file with that name exists.
 
-    A rename would replace what another process has put there in this moment, and a link does not.
-    On a disk without links, `whole_file` renames what is left here if no file is there yet.
+    A link never overwrites a file that another process has written meanwhile; a rename would. On a
+    disk without hard links, this leaves the file for `whole_file` to rename.
     """
     try:
         os.link(unfinished, file)
