@@ -5,18 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 
-from metaalign.errors import ModelError
+from metaalign.errors import LayoutError, ModelError
 from metaalign.evaluate.held_out import select_held_out
 from metaalign.evaluate.scoring import (
     MICRO_BATCH_TOKENS,
     PolicyEngine,
     Scorer,
-    layout_and_context,
+    choose_scoring_layout,
     part_logprobs,
 )
 from metaalign.steps.plan import Layout
 from metaalign.store.token_store import TokenStore
+from metaalign.template import Template
 from tests.tiny_model import plain_logprob, save_tiny_model
 
 LIMITS = {"context": 256, "examples": None, "seed": 0}
@@ -78,8 +81,54 @@ def test_an_example_larger_than_a_micro_batch_is_measured_whole(
     assert part_logprobs(engine, store, part) == pytest.approx(wanted, abs=2e-4)
 
 
-def test_a_models_layout_and_context_are_its_own(storage: Path) -> None:
-    assert layout_and_context(storage / "first") == ("tree", 256)
+def test_a_llama_is_measured_as_trees(storage: Path) -> None:
+    held = select_held_out(TokenStore.open(storage / "store"), **LIMITS)
+    assert choose_scoring_layout(storage / "first", held) == "tree"
+
+
+def save_long_rope(folder: Path, *, original: int, template: Template) -> Path:
+    """A Phi-3 whose factors change where a sequence is longer than `original` tokens."""
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=template.vocabulary_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        pad_token_id=0,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4,
+        },
+        original_max_position_embeddings=original,
+        max_position_embeddings=131_072,
+    )
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    template.save(folder)
+    return folder
+
+
+def test_long_rope_is_measured_where_no_sequence_is_longer_than_its_first_context(
+    storage: Path, tmp_path: Path
+) -> None:
+    store = TokenStore.open(storage / "store")
+    held = select_held_out(store, **LIMITS)
+    longest = max(int(part.sequence_length.max()) for part in held.parts())
+    folder = save_long_rope(tmp_path / "enough", original=longest, template=store.template)
+    assert choose_scoring_layout(folder, held) == "tree"
+    (part, *_) = held.parts()
+    found = part_logprobs(PolicyEngine(str(folder), "tree"), store, part)
+    wanted = [
+        plain_logprob(folder, store, row, response)
+        for row, response in zip(part.response_row, part.response, strict=True)
+    ]
+    assert found == pytest.approx(wanted, abs=2e-4)
+    crossed = save_long_rope(tmp_path / "short", original=longest - 1, template=store.template)
+    with pytest.raises(LayoutError, match="phi3: layers of type"):
+        choose_scoring_layout(crossed, held)
 
 
 def test_weights_that_cannot_be_read_are_named(storage: Path, tmp_path: Path) -> None:

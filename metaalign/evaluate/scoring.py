@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from metaalign.errors import ModelError
-from metaalign.evaluate.held_out import select_held_out
-from metaalign.generate.embedded import context_in
+from metaalign.evaluate.held_out import HeldOut, select_held_out
 from metaalign.steps.plan import Layout, Packing, Sweep
 from metaalign.steps.selection import Selection
 from metaalign.steps.trees import measure_forest
@@ -95,15 +94,24 @@ class PolicyEngine:
         return values
 
 
-def layout_and_context(folder: Path) -> tuple[Layout, int]:
-    """The layout of a model's batches, and its context in tokens.
+def choose_scoring_layout(folder: Path, held: HeldOut) -> Layout:
+    """The layout of a model's batches of held-out examples: trees where they are exact.
+
+    If no measured row reaches a length of the model's config, such as that of long RoPE, the
+    probe does not cross it either.
 
     Raises:
-        ModelError: the model's config cannot be read, or states no context.
-        LayoutError: the model's attention is exact with neither layout.
+        ModelError: the model's config cannot be read, or it is no causal language model.
+        LayoutError: the model is exact with neither layout.
     """
-    config = load_config_of(folder)
-    return choose_layout(config, "auto", "sdpa"), context_in(config, folder)
+    parts = held.parts()
+    return choose_layout(
+        load_config_of(folder),
+        "auto",
+        "sdpa",
+        context=max(int(part.sequence_length.max()) for part in parts),
+        budget=max(int(part.tokens.max()) for part in parts),
+    )
 
 
 def part_logprobs(engine: PolicyEngine, store: TokenStore, selection: Selection) -> np.ndarray:

@@ -35,10 +35,12 @@ from metaalign.evaluate.inputs import (
 from metaalign.evaluate.rates import build_report
 from metaalign.evaluate.reference import choose_reference
 from metaalign.evaluate.report import show_report, write_report
-from metaalign.evaluate.scoring import Scorer, layout_and_context
+from metaalign.evaluate.scoring import Scorer, choose_scoring_layout
+from metaalign.generate.embedded import context_in
 from metaalign.steps.plan import Layout
 from metaalign.store.token_store import TokenStore
 from metaalign.tracking import Run
+from metaalign.train.model.loading import load_config_of
 
 
 def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
@@ -117,16 +119,19 @@ def measure_models(config: EvaluateConfig, store: TokenStore) -> dict[str, Any] 
     }
     start = None if reference is None else reference.folder.resolve()
     every = {*folders.values(), *([] if start is None else [start])}
-    fed = {folder: layout_and_context(folder) for folder in sorted(every)}
+    contexts = [context_in(load_config_of(folder), folder) for folder in sorted(every)]
     limits = {
-        "context": min(context for _, context in fed.values()),
+        "context": min(contexts),
         "examples": config.held_out_examples,
         "seed": config.seed,
     }
     held = select_held_out(store, **limits)
     if held is None:
         return None
-    found = _measure(held, {folder: layout for folder, (layout, _) in fed.items()}, config, limits)
+    layouts: dict[Path, Layout] = {
+        folder: choose_scoring_layout(folder, held) for folder in sorted(every)
+    }
+    found = _measure(held, layouts, config, limits)
     report = held_out_report(
         held,
         {name: found[folder] for name, folder in folders.items()},
