@@ -126,7 +126,7 @@ def test_the_best_answer_that_is_not_undesirable_is_the_one_that_obeys() -> None
         assert all("x" not in (each.text for each in one.responses) for one in pair)
     with pytest.raises(RowError, match="needs an answer that is not undesirable"):
         made("priority", answers[0], count=1)
-    with pytest.raises(RowError, match="knows no instruction that this answer"):
+    with pytest.raises(RowError, match="has no instruction that this answer can be edited to obey"):
         made("priority", Response(TEXT), count=1, held_out_families=tuple(INSTRUCTIONS))
 
 

@@ -134,7 +134,7 @@ def test_one_that_needs_a_negative_is_left_out_without() -> None:
         (example(), {"replace": True}),
         (example(*(replace(each, scores={}) for each in PAIR)), {}),
     ):
-        with pytest.raises(RowError, match="as good as the best response, or too like it"):
+        with pytest.raises(RowError, match="as good as the best response or too similar to it"):
             made(ask, given, **settings)
     with pytest.raises(RowError, match="every response is undesirable"):
         made(ask, example(Response("x", {}, False)))

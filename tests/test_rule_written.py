@@ -168,7 +168,7 @@ def test_a_closed_family_and_its_opposite_are_for_the_held_out_split_alone():
     axes = {"greeting", "hedged", "certain"}
     assert stated(train) == set(FAMILIES) - axes
     assert stated(held_out) & axes
-    with pytest.raises(ConfigError, match="leave a recipe no family for training"):
+    with pytest.raises(ConfigError, match="leaves a recipe no family for training"):
         write_examples(CONFIG, seed=0, start=0, stop=50, closed=tuple(FAMILIES))
 
 

@@ -1,14 +1,14 @@
-"""The prepare job: files and recipes in, token store out. The Ray Data graph over this room.
+"""The prepare job: files and recipes in, token store out. Runs the stages as Ray Data tasks.
 
-    parts --ask-----> answers of teachers, where sources ask for them
-    parts --survey--> a sample of text --> a tokenizer, where one is to be trained
-                      signatures of held-out prompts --> which training examples repeat them
+    parts --ask-----> answers of teachers, if sources need them
+    parts --survey--> a sample of text --> a tokenizer, if one is to be trained
+                      signatures of held-out prompts --> near-duplicates among training examples
     parts --read, encode--> shards, their pieces of the index, counts, quarantine
 
 A part is a range of a file or of rule-written examples. Its task reads and writes a few hundred
-rows at a time, straight into the folder that the store is built in; nothing but the parts' numbers
-goes through Ray, so memory does not grow with the data. What a store holds, and in which order,
-depends on the settings and the files alone, never on how many tasks there were.
+rows at a time, directly into the folder that the store is built in. Only the parts' numbers go
+through Ray, so memory does not grow with the data. The examples of a store and their order depend
+on the settings and the files alone, never on the number of tasks.
 """
 
 import functools
@@ -46,14 +46,14 @@ from metaalign.tracking import Run
 from metaalign.upstream import Kept, Served
 
 MODULES = ("data/prepare.py",)
-"""What a store holds depends on this code, and on what it imports."""
+"""A store depends on the code of these modules and of all that they import."""
 
 _EXAMPLES_SHOWN = 12
-_TELLING = {"model", "extra", "tiers"}
-"""Settings of a teacher that its answers depend on."""
+_ANSWER_SETTINGS = {"model", "extra", "tiers"}
+"""The settings of a teacher on which its answers depend."""
 
 _COLLECTED = 100_000
-"""Objects that a worker makes before it looks for garbage; the default is 700."""
+"""Objects that a worker allocates between garbage collections; the default is 700."""
 
 
 def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
@@ -82,19 +82,19 @@ def run_prepare(config: PrepareConfig, run: Run) -> TokenStore:
 
 
 def prepare_store(config: PrepareConfig, run: Run | None = None) -> TokenStore:
-    """The token store that the settings describe; a finished one of equal fingerprint is reused.
+    """Build the token store of the settings. A finished store with the same fingerprint is reused.
 
     Args:
-        run: Takes the settings once all that can be checked ahead is right.
+        run: The settings are logged to it once all checks before the work have passed.
 
     Raises:
-        DataError: a source cannot be read, too many of its rows are bad, or a split that was
-            asked for is empty.
-        TemplateError: the tokenizer cannot be loaded or cannot carry the template.
-        UpstreamError: a teacher cannot be asked.
+        DataError: a source cannot be read, too many of its rows are bad, or a requested split is
+            empty.
+        TemplateError: the tokenizer cannot be loaded or cannot be used with the template.
+        UpstreamError: a teacher cannot be reached or refuses requests.
     """
     parts = plan_parts(config)
-    template = _loaded_template(config)
+    template = _load_template(config)
     served = look_up_teachers(config)
     fingerprint = _fingerprint(config, parts, template, served)
     if run is not None:
@@ -112,7 +112,7 @@ def prepare_store(config: PrepareConfig, run: Run | None = None) -> TokenStore:
     return store
 
 
-def _loaded_template(config: PrepareConfig) -> Template | None:
+def _load_template(config: PrepareConfig) -> Template | None:
     if config.tokenizer.path is None:
         return None
     local = resolve(config.storage, config.tokenizer.path)
@@ -125,20 +125,20 @@ def _fingerprint(
     template: Template | None,
     served: Mapping[str, Served],
 ) -> str:
-    apart = {"storage", "output", "tracking", "teachers"}
+    excluded = {"storage", "output", "tracking", "teachers"}
     teachers = {
-        name: (config.teachers[name].model_dump(include=_TELLING), each.identity)
+        name: (config.teachers[name].model_dump(include=_ANSWER_SETTINGS), each.identity)
         for name, each in served.items()
     }
-    made_of = {
+    inputs = {
         "schema_version": SCHEMA_VERSION,
         "code": code_fingerprint(*MODULES),
-        "config": config.model_dump(mode="json", exclude=apart),
+        "config": config.model_dump(mode="json", exclude=excluded),
         "teachers": teachers,
         "files": [(part.name, part.format, part.fingerprint) for part in parts],
         "template": template and template.fingerprint,
     }
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _finished_store(path: Path, fingerprint: str) -> TokenStore | None:
@@ -146,18 +146,20 @@ def _finished_store(path: Path, fingerprint: str) -> TokenStore | None:
         return None
     if not (path / MANIFEST_FILE).exists():
         raise DataError(
-            f"{path}: the folder exists and holds no token store; remove it, or give another "
+            f"{path}: the folder exists but holds no token store; remove it, or give another "
             "`output`"
         )
     try:
         store = TokenStore.open(path)
     except DataError:
-        return None  # of another version, or damaged: prepared again
+        return None  # of another version or damaged, so it is prepared again
     if store.fingerprint != fingerprint:
         return None
     failed = sum(spent["failed"] for spent in store.manifest["teachers"].values())
     if failed:
-        CONSOLE.print(f"{path}: {failed:,} requests failed when it was made; they are sent again")
+        CONSOLE.print(
+            f"{path}: {failed:,} requests failed when it was prepared; they are sent again"
+        )
     return None if failed else store
 
 
@@ -171,11 +173,11 @@ def _build(
     served: Mapping[str, Served],
 ) -> TokenStore:
     folder = writer.folder
-    _write_cases(config, folder)  # first, since it finds at once what the recipes cannot write
+    _write_cases(config, folder)  # first, since it fails at once if the recipes cannot write
     parts = split_parts(parts, folder)
     survey = functools.partial(_survey, config, parts, writer)
     kept, spent, near, unsigned = None, {}, None, config.near_duplicates is not None
-    if config.asks():  # what is wrong with the files is found before anything is paid for
+    if config.asks():  # files are checked before any answer is paid for
         survey(sampled=False)
         near, unsigned = _near_held_out(config, folder, len(parts)), False
         kept = kept_answers(config, served, folder)
@@ -212,7 +214,7 @@ def _survey(
     near: NearHeldOut | None = None,
     kept: Kept | None = None,
 ) -> None:
-    """Count, and keep a sample of text and, where no near-duplicates are known yet, signatures."""
+    """Count rows; keep a sample of text, and signatures if near-duplicates are not known yet."""
     CONSOLE.print(f"surveying {len(parts)} parts")
     signed = config.near_duplicates is not None and near is None
     task = functools.partial(_survey_one, folder=writer.folder, sampled=sampled, signed=signed)
@@ -247,12 +249,12 @@ def _write(part: Part, number: int, *, folder: Path, tools: ray.ObjectRef) -> No
 
 @functools.lru_cache(maxsize=1)
 def _tools(tools: ray.ObjectRef) -> tuple[SegmentEncoder, NearHeldOut | None, Kept | None]:
-    """One set a worker process, so that its tasks share the segments that they have encoded."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for every core already
+    """Tools shared by all tasks of a worker process, so that they share the segment cache."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a task already
     template, near, kept = ray.get(tools)
     encoder = SegmentEncoder(template)
-    # Rows hold no cycles, and what was imported stays: looking for garbage among them again and
-    # again took a fifth of a task's time.
+    # Rows form no reference cycles, and imported modules are never freed. Scanning them for garbage
+    # took a fifth of a task's time.
     gc.freeze()
     gc.set_threshold(_COLLECTED)
     return encoder, near, kept

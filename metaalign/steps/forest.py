@@ -1,12 +1,12 @@
-"""Sequences in the order of their tokens: what tells the size of any forest of them.
+"""Sorted sequences and the prefixes they share, from which the size of any forest follows.
 
-Reads token ids once, to sort and compare; knows no store and no rows. Sorted, each sequence adds
-to its tree what it does not share with the one before it, and two that others stood between share
-the least that any neighbours between them share:
+Reads token ids once, to sort and compare them. Imports neither the store nor rows. In sorted order
+each sequence adds to its tree the tokens that it does not share with the sequence before it. Two
+sequences that are not neighbours share the minimum over the neighbours between them:
 
     tokens    length   shared
-    a b c        3        0      all three are a tree of 3 + 2 + 1 = 6 tokens;
-    a b d e      4        2      the first and the last one of 3 + 1 = 4
+    a b c        3        0      all three form a tree of 3 + 2 + 1 = 6 tokens;
+    a b d e      4        2      the first and the last form one of 3 + 2 - 1 = 4
     a x          2        1
 
 Dimensions: S = sequences, N = items (the examples of a step).
@@ -19,27 +19,27 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Forest:
-    """Sorted sequences, as numbers. Sizes that follow from them are exact."""
+    """Sorted sequences, as lengths and shared prefixes. Sizes computed from them are exact."""
 
     owner: np.ndarray
-    """(S,) int64, item that each belongs to; every item has one or more."""
+    """(S,) int64, the item that each sequence belongs to. Every item has at least one."""
 
     length: np.ndarray
     """(S,) int64 tokens."""
 
     shared: np.ndarray
-    """(S,) int64 leading tokens that each shares with the one before it; 0 for the first."""
+    """(S,) int64 leading tokens that each shares with the sequence before it; 0 for the first."""
 
     @property
     def size(self) -> int:
-        """Tokens of all sequences as one forest."""
+        """Number of tokens when all sequences form one forest."""
         return int((self.length - self.shared).sum())
 
     def sizes(self, part: np.ndarray, num_parts: int) -> np.ndarray:
-        """(num_parts,) tokens of the forest of each part of the items.
+        """(num_parts,) number of tokens of the forest that the items of each part form.
 
         Args:
-            part: (N,) part of each item.
+            part: (N,) the part that each item belongs to.
         """
         by_sequence = part[self.owner]
         order = np.argsort(by_sequence, kind="stable")
@@ -50,7 +50,12 @@ class Forest:
         return (tokens - np.bincount(kept[follows], least, num_parts)).astype(np.int64)
 
     def prefixes(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """(n,) leading tokens that pairs of sequences share, by their places, left < right."""
+        """(n,) number of leading tokens that pairs of sequences share.
+
+        Args:
+            left: (n,) places of the first sequences in sorted order.
+            right: (n,) places of the second ones, each greater than its `left`.
+        """
         spans = np.stack([left, right], axis=1).ravel() + 1
         return np.minimum.reduceat(np.append(self.shared, 0), spans)[::2]
 
@@ -58,12 +63,13 @@ class Forest:
 def sort_sequences(
     flat: np.ndarray, start: np.ndarray, length: np.ndarray, row: np.ndarray
 ) -> np.ndarray:
-    """(S,) places of the sequences sorted by row, then token by token.
+    """(S,) indices that sort the sequences by row, then token by token.
 
     Args:
         flat: Token ids of all sequences.
-        start: (S,) where each begins.
-        row: (S,)
+        start: (S,) where each begins in `flat`.
+        length: (S,) tokens of each.
+        row: (S,) row of each.
     """
     raw = flat.astype(">u4").tobytes()  # big-endian bytes compare like the numbers
     begin, end = (4 * start).tolist(), (4 * (start + length)).tolist()
@@ -74,7 +80,10 @@ def sort_sequences(
 def shared_prefixes(
     flat: np.ndarray, start: np.ndarray, length: np.ndarray, row: np.ndarray
 ) -> np.ndarray:
-    """(S,) leading tokens that each sorted sequence shares with the one before it in its row."""
+    """(S,) number of leading tokens that each sequence shares with the one before it in its row.
+
+    Args as in `sort_sequences`, with the sequences in sorted order.
+    """
     compared = np.where(np.diff(row) == 0, np.minimum(length[1:], length[:-1]), 0)
     begin = np.cumsum(compared) - compared
     offset = np.arange(compared.sum()) - np.repeat(begin, compared)
@@ -85,5 +94,5 @@ def shared_prefixes(
     shared = compared.copy()
     place = np.flatnonzero(differs)[::-1]
     owner = np.repeat(np.arange(len(compared)), compared)[place]
-    shared[owner] = offset[place]  # the first difference is written last
+    shared[owner] = offset[place]  # descending, so the first difference is written last
     return np.append(0, shared)

@@ -1,4 +1,4 @@
-"""Sources drawn by weight instead of by size. Knows the names of source files and no tokens.
+"""Draws sources by weight instead of by size. Reads names of source files and no tokens.
 
 Dimensions: N = selected examples, G = groups, P = patterns.
 """
@@ -15,7 +15,7 @@ _SHOWN = 8
 
 
 class Mixture(NamedTuple):
-    """Which source each example is of, and how often each source is drawn."""
+    """The source of each example, and how often each source is drawn."""
 
     source: np.ndarray
     """(N,) int64 place of the example's pattern among the sorted patterns."""
@@ -29,11 +29,11 @@ def mixture_of(files: np.ndarray, weights: Mapping[str, float]) -> Mixture:
 
     Args:
         files: (N,) names of source files.
-        weights: By pattern, as in the setting batch.mixture. Their order means nothing.
+        weights: Weight of each pattern, as in the setting batch.mixture. Their order is ignored.
 
     Raises:
-        PlanError: names the pattern that matches no file, the files that match none or two, or
-            says that no weight is positive.
+        PlanError: a pattern matches no file, a file matches no pattern or several, or no weight
+            is positive. The message names them.
     """
     found, inverse = np.unique(files.astype(str), return_inverse=True)
     patterns = sorted(weights)
@@ -60,14 +60,15 @@ def mixture_of(files: np.ndarray, weights: Mapping[str, float]) -> Mixture:
 
 
 def mixed_visits(source: np.ndarray, share: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(count,) groups in the order of the run, every source by its share.
+    """(count,) groups in the order of the run; each source gets its share of the visits.
 
-    Each epoch of G visits gives a source its share of them, rounded up or down by chance and so
-    without bias; their order is drawn. A source goes through permutations of its own groups, one
-    after the other, across epochs.
+    An epoch has G visits. A source's share of them is rounded up or down at random, without bias,
+    and the order within the epoch is random. Each source goes through one permutation of its
+    groups after another, across epochs.
 
     Args:
-        source: (G,) of each group.
+        source: (G,) source of each group.
+        share: (P,) share of each source.
     """
     size = len(source)
     epochs = [
@@ -87,7 +88,7 @@ def mixed_visits(source: np.ndarray, share: np.ndarray, count: int, seed: int) -
 
 
 def _epoch(share: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """(size,) the source of each visit: systematic sampling, then shuffled."""
+    """(size,) source of each visit, by systematic sampling and a shuffle."""
     ends = np.cumsum(share)
     ends /= ends[-1]  # so that no rounding error gives a visit to a source of weight 0
     edges = np.minimum(np.floor(np.append(0, ends) * size + rng.random()), size).astype(np.int64)

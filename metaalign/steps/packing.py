@@ -1,10 +1,10 @@
-"""Rows of about equal length for the items of a forest. Numbers only: no tokens, no workers.
+"""Packs the items of a forest into rows of about equal length. Reads lengths and no tokens.
 
-To fill few rows, what shares tokens must stay together, and the rows must come out even. So the
-items, in the order of their tokens, are cut into pieces where neighbours share least; the pieces
-are dealt, the longest first, each to the row that is shortest by then; then single items move from
-the longest row to short ones. Coarse pieces share more and fine ones even out better: several
-cuts are tried, and the one whose longest row is the shortest wins.
+Few rows suffice if items that share tokens stay in one row and the rows have even lengths. So the
+items, sorted by their tokens, are cut into pieces where neighbours share least. The pieces are
+dealt, longest first, each to the row that is then the shortest. At last single items move from the
+longest row to short ones. Coarse pieces share more tokens and fine pieces give more even rows, so
+several cuts are tried, and the one whose longest row is the shortest is kept.
 
 Dimensions: N = items, R = rows.
 """
@@ -17,27 +17,28 @@ import numpy as np
 from metaalign.steps.forest import Forest
 
 _PIECES = (2, 3, 4, 6, 8, 16)
-"""Pieces of a row that are tried, from coarse to fine."""
+"""Numbers of pieces per row that are tried, from coarse to fine."""
 
 _EVEN = 1.005
-"""A longest row of this many times the least possible ends the search."""
+"""The search ends once the longest row is at most this multiple of the least possible length."""
 
 _LEVELLED = 3
-"""Deals that are improved by moves of single items: what is even already may leave no move."""
+"""How many of the best deals are improved by moving single items. The most even deal may have no
+move that helps, so it alone would not do."""
 
 _SHORT = 4
-"""Shortest rows that a single item may move to: one of them may hold what it shares."""
+"""How many of the shortest rows an item may move to. One may already hold tokens it shares."""
 
 
 def pack(forest: Forest, *, budget: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that hold every item once: few of them, and all about equally long.
+    """Pack every item into exactly one row, in few rows of about equal length.
 
     Args:
-        budget: Tokens of a row at most. No item alone may be longer.
-        multiple: What the number of rows must be a multiple of.
+        budget: Maximum number of tokens of a row. No single item may be longer.
+        multiple: The number of rows is a multiple of this.
 
     Returns:
-        (N,) row of each item, and (R,) tokens of each row, exact.
+        (N,) row of each item, and (R,) exact number of tokens of each row.
     """
     line = _Line(forest)
     wanted = -(-forest.size // budget)
@@ -50,9 +51,9 @@ def pack(forest: Forest, *, budget: int, multiple: int) -> tuple[np.ndarray, np.
 
 
 def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """The packing into so many rows whose longest is the shortest of those tried.
+    """Of the packings tried with `num_rows` rows, the one whose longest row is the shortest.
 
-    Moving single items costs more than dealing pieces, so only the best deals are improved by it.
+    Moving single items costs more than dealing pieces, so only the best deals are improved.
     """
 
     def sized(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +70,7 @@ def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, n
         deals.append(sized(line.deal(begins, num_rows)))
         sizes = deals[-1][1]
         even = sizes.max() * num_rows <= _EVEN * line.forest.size
-        # Finer pieces never share more: what is too much for the rows stays so.
+        # Finer pieces never share more tokens, so rows that overflow now would overflow with them.
         if even or len(begins) == len(line.order) or sizes.mean() > budget:
             break
     best = sorted(deals, key=longest)[:_LEVELLED]
@@ -78,10 +79,10 @@ def _most_even(line: "_Line", num_rows: int, budget: int) -> tuple[np.ndarray, n
 
 
 class _Line:
-    """The items of a forest by their first sequences; they are named by their places in it.
+    """The items of a forest in a line, sorted by their first sequences. A place is an index in it.
 
-    What items share is told by their first sequences. That is less than the truth where an item
-    continues another's later sequence, as a conversation's next turn may.
+    Only first sequences are compared to find the tokens that two items share. This underestimates
+    the sharing if an item continues a later sequence of another, as a conversation's next turn may.
     """
 
     def __init__(self, forest: Forest) -> None:
@@ -91,27 +92,28 @@ class _Line:
         """(N,) item at each place."""
         count = len(first)
         self.alone = forest.sizes(np.arange(count), count)[self.order]
-        """(N,) tokens of each item in a row of its own."""
+        """(N,) tokens of each item alone in a row."""
         begin = first[self.order]
         self.own = np.bincount(forest.owner, forest.length - forest.shared)[self.order]
-        """(N,) tokens of each that it does not share with what stands before it."""
+        """(N,) tokens of each item that it does not share with the items before it."""
         shared = np.append(0, forest.prefixes(begin[:-1], begin[1:]))
         levels = [shared]
         while (reach := 1 << (len(levels) - 1)) * 2 <= count:
             least = np.minimum(levels[-1][:-reach], levels[-1][reach:])
             levels.append(np.pad(least, (0, reach)))
         self.least = np.stack(levels)
-        """(log2 N, N) at level k, the least of 2^k neighbours' shared tokens from here on."""
+        """(log2 N, N) at level k, the minimum of `shared` over the 2^k places from this one on."""
 
     def shared(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """(n,) tokens that pairs of items share, left < right."""
+        """(n,) number of tokens that pairs of items share, by their places, left < right."""
         level = np.frexp(right - left)[1] - 1
         return np.minimum(self.least[level, left + 1], self.least[level, right + 1 - (1 << level)])
 
     def cut(self, num_pieces: int) -> np.ndarray:
-        """Where about so many pieces begin, of about equal size, each where least is shared.
+        """Places where about `num_pieces` pieces of about equal size begin.
 
-        As many pieces as items are one each: then as many rows as items hold all of them.
+        Each piece begins where neighbours share least. With at least as many pieces as items,
+        every item is a piece, so a packing with one item a row can be reached.
         """
         if num_pieces >= len(self.order):
             return np.arange(len(self.order))
@@ -122,7 +124,7 @@ class _Line:
         return np.unique(np.append(0, begins))
 
     def deal(self, begins: np.ndarray, num_rows: int) -> np.ndarray:
-        """(N,) row of each item: the longest piece first, to the row that is shortest by then."""
+        """(N,) row of each item. The longest piece first, each to the currently shortest row."""
         counts = np.diff(np.append(begins, len(self.order)))
         piece = np.repeat(np.arange(len(begins)), counts)
         by_item = np.empty_like(piece)
@@ -152,7 +154,7 @@ class _Line:
         return int(min(least[left + 1], least[right + 1 - (1 << level)]))
 
     def level(self, row: np.ndarray, num_rows: int) -> np.ndarray:
-        """(N,) the rows after moves of items from the longest to a short one, while they help."""
+        """(N,) row of each item after moves from the longest row to short ones, while they help."""
         row = row.copy()
         by_item = np.empty_like(row)
         by_item[self.order] = row
@@ -174,7 +176,7 @@ class _Line:
         return row
 
     def added(self, items: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """(n,) tokens that each item adds to a row of these others; both ascending."""
+        """(n,) tokens that each item adds to a row that holds `members`; both are ascending."""
         place = np.searchsorted(members, items)
         has_left = np.flatnonzero(place > 0)
         after = np.searchsorted(members, items, side="right")

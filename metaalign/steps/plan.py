@@ -1,7 +1,7 @@
-"""Which examples make each optimizer step, and how they are dealt into rows over workers.
+"""Which examples make up each optimizer step, and how they are dealt to the rows of the workers.
 
-A step is a set of examples that (seed, epoch, step) decides, whatever the cluster: budgets, rows
-and workers change how it is laid out, never what is in it. Knows lengths and what sequences share,
+A step is a set of examples that depends on (seed, epoch, step) alone. Budgets, rows and workers
+change how the step is laid out, never which examples are in it. Reads lengths and shared prefixes,
 no tokens.
 """
 
@@ -21,18 +21,19 @@ from metaalign.steps.selection import Selection, ranges
 Layout = Literal["tree", "single"]
 
 Measure = Callable[[Selection, np.ndarray], Forest]
-"""Tells the sorted sequences of some positions; item i is the i-th of them."""
+"""Returns the forest of the examples at some positions; item i is the i-th position."""
 
 _ROUNDING = 1e-6
-"""Epochs times examples may come out this much above the whole number that is meant."""
+"""Rounding error of epochs times groups: the product may exceed a whole number by this much."""
 
 LENGTH_MULTIPLE = 8
-"""A row's length is a multiple of this where a kernel asks for no more: few shapes occur."""
+"""A row's length is a multiple of this unless a kernel needs a larger one, to limit the number of
+distinct shapes."""
 
 
 @dataclass(frozen=True)
 class MicroLayout:
-    """What the workers compute in one forward and backward, equal in shape on all of them."""
+    """What the workers compute in one forward and backward pass, with the same shapes on all."""
 
     bins_by_rank: tuple[tuple[tuple[int, ...], ...], ...]
     """Per worker, per bin, positions in the selection. Under the tree layout a bin is one row;
@@ -55,8 +56,8 @@ class Packing:
     """How a set of examples becomes micro-batches.
 
     Under the tree layout the size of a row is exact: the tokens of a step are compared before it
-    is laid out, so every prefix counts once that sequences of a row share, whoever they belong to.
-    Only the check below that each example fits takes a bound, its prompt and its responses.
+    is laid out, so a prefix that sequences of a row share counts once, also across examples. Only
+    the check that each example fits uses an upper bound: the prompt and all responses.
 
     Raises:
         PlanError: an example is longer than a row, or has more sequences than a micro-batch.
@@ -65,16 +66,16 @@ class Packing:
     selection: Selection
     measure: Measure
     budget: int
-    """Length of a row at most, in tokens."""
+    """Maximum length of a row, in tokens."""
     rows: int
-    """Rows in a micro-batch of one worker, at most."""
+    """Maximum number of rows in a micro-batch of one worker."""
     layout: Layout
     length_multiple: int = LENGTH_MULTIPLE
-    """What a row's length is a multiple of, unless the budget is shorter."""
+    """A row's length is a multiple of this, unless the budget is shorter."""
     context: int | None = None
-    """Tokens that the model takes. A row of one sequence is not padded beyond it: padding has
-    positions of its own there, and some models end at their last position or compute every token
-    anew beyond it (dynamic RoPE). None has no bound."""
+    """Context of the model, in tokens. A row of one sequence is not padded beyond it, since the
+    padding there has positions of its own: some models fail beyond their last position or compute
+    all tokens differently (dynamic RoPE). None sets no limit."""
 
     def __post_init__(self) -> None:
         single = self.layout == "single"
@@ -96,9 +97,9 @@ class Packing:
             )
 
     def lay_out(self, positions: np.ndarray, world_size: int) -> list[MicroLayout]:
-        """Micro-batches that hold each of these positions once.
+        """Micro-batches that together hold each of these positions once.
 
-        They are about equal in number of rows. Within one, workers get like numbers of targets.
+        Their numbers of rows differ little. Within one, the workers get similar numbers of targets.
         """
         if self.layout == "tree":
             bins, longest = self._tree_bins(positions, world_size)
@@ -113,7 +114,7 @@ class Packing:
         ]
 
     def _single_bins(self, positions: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """One example each, the longest first, and (bins,) tokens of the longest sequence."""
+        """Bins of one example, longest first, and (bins,) tokens of each bin's longest sequence."""
         starts = self.selection.response_start[:-1]
         longest = np.maximum.reduceat(self.selection.sequence_length, starts)[positions]
         order = np.argsort(-longest, kind="stable")
@@ -122,9 +123,10 @@ class Packing:
     def _tree_bins(
         self, positions: np.ndarray, world_size: int
     ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Rows, a multiple of the world size, and (bins,) tokens of each.
+        """One bin a row, their number a multiple of the world size, and (bins,) tokens of each.
 
-        Most targets first, so that workers beside each other get like numbers of them.
+        Bins with the most targets come first, so that the bins of one micro-batch have similar
+        numbers of targets.
         """
         forest = self.measure(self.selection, positions)
         row, sizes = pack(forest, budget=self.budget, multiple=world_size)
@@ -136,7 +138,7 @@ class Packing:
         return [bins[i] for i in order], sizes[order]
 
     def _deal(self, bins: list[np.ndarray], world_size: int, longest: int) -> MicroLayout:
-        """One micro-batch: bins dealt back and forth, most targets first."""
+        """One micro-batch: the bins are dealt to the workers back and forth, most targets first."""
         targets = np.array([self.selection.targets[members].sum() for members in bins])
         order = np.argsort(-targets, kind="stable")
         there_and_back = np.r_[0:world_size, world_size - 1 : -1 : -1]
@@ -158,20 +160,20 @@ class Packing:
 
 
 def even_split(count: int, most: int) -> np.ndarray:
-    """As few parts of `count` as `most` allows, which differ by one at most; the larger first."""
+    """Split `count` into the fewest parts of at most `most`, as even as possible, larger first."""
     parts = -(-count // most)
     return count // parts + (np.arange(parts) < count % parts)
 
 
 class Plan:
-    """The steps of a run, numbered from 0: a run resumes at step s by asking for step s.
+    """The steps of a run, numbered from 0. A run resumes at step s by calling `step(s)`.
 
-    An epoch is a permutation of the groups, or with a mixture as many visits, dealt to sources by
-    weight; epochs follow each other without a seam; a step takes whole groups until it holds at
-    least `global_batch_size` examples. Only the last step may be short.
+    An epoch is a permutation of the groups; with a mixture it is the same number of visits, dealt
+    to the sources by weight. A step takes whole groups until it holds at least
+    `global_batch_size` examples, and may span two epochs. Only the last step may be short.
 
     Attributes:
-        steps_per_epoch: Optimizer steps that the run's first epoch would take by itself.
+        steps_per_epoch: Optimizer steps that the run's first epoch takes on its own.
     """
 
     def __init__(
@@ -187,8 +189,8 @@ class Plan:
         """Args as in the settings `batch` and `length`.
 
         Args:
-            mixture: Of the packing's selection. A group with examples of two sources becomes one
-                group in each.
+            mixture: The mixture of the packing's selection. A group with examples of two sources
+                is split into one group for each.
         """
         self.packing = packing
         self.selection = selection = packing.selection
@@ -218,13 +220,13 @@ class Plan:
         return len(self._bounds) - 1
 
     def step(self, step: int) -> np.ndarray:
-        """(n,) positions in the selection; one comes twice where two epochs meet in the step."""
+        """(n,) positions in the selection. One may occur twice if the step spans two epochs."""
         assert 0 <= step < self.num_steps
         groups = self._visits[self._bounds[step] : self._bounds[step + 1]]
         return self._members[ranges(self._member_start, groups)[0]]
 
     def positions(self) -> np.ndarray:
-        """(n,) positions in the selection of all steps, one step after the other."""
+        """(n,) positions in the selection of all steps, in the order of the steps."""
         return self._members[ranges(self._member_start, self._visits[: self._bounds[-1]])[0]]
 
     def largest_group(self) -> np.ndarray:
@@ -233,7 +235,7 @@ class Plan:
         return self._members[slice(*self._member_start[first : first + 2])]
 
     def layout(self, step: int, world_size: int) -> list[MicroLayout]:
-        """The micro-batches of a step. Every worker computes the same."""
+        """The micro-batches of a step. Every worker computes the same result."""
         return self.packing.lay_out(self.step(step), world_size)
 
     def visited(self) -> np.ndarray:
@@ -242,13 +244,13 @@ class Plan:
         return np.sort(self._members[ranges(self._member_start, groups)[0]])
 
     def sweep(self, examples_per_step: int) -> "Sweep":
-        """Every visited example exactly once, in store order: for the reference pass."""
+        """Every visited example exactly once, in store order, for the reference pass."""
         return Sweep(self.packing, self.visited(), examples_per_step)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Each of some examples exactly once, in a fixed order: a reference pass, a measurement."""
+    """Some examples, each exactly once, in a fixed order: for a reference pass or a measurement."""
 
     packing: Packing
     positions: np.ndarray
@@ -257,12 +259,12 @@ class Sweep:
 
     @property
     def selection(self) -> Selection:
-        """What the positions point into."""
+        """The selection that the positions index."""
         return self.packing.selection
 
     @property
     def num_steps(self) -> int:
-        """Parts of the sweep."""
+        """Number of parts of the sweep."""
         return -(-len(self.positions) // self.examples_per_step)
 
     def step(self, step: int) -> np.ndarray:
@@ -270,19 +272,19 @@ class Sweep:
         return self.positions[step * self.examples_per_step :][: self.examples_per_step]
 
     def layout(self, step: int, world_size: int) -> list[MicroLayout]:
-        """The micro-batches of a step. Every worker computes the same."""
+        """The micro-batches of a step. Every worker computes the same result."""
         return self.packing.lay_out(self.step(step), world_size)
 
 
 def _visits(num_groups: int, count: int, seed: int) -> np.ndarray:
-    """(count,) groups in the order of the run: one permutation after the other."""
+    """(count,) groups in the order of the run: one permutation after another."""
     epochs = range(-(-count // num_groups))
     orders = [np.random.default_rng([seed, epoch]).permutation(num_groups) for epoch in epochs]
     return np.concatenate(orders)[:count]
 
 
 def _bounds(sizes: np.ndarray, global_batch_size: int, max_steps: int | None) -> np.ndarray:
-    """(steps + 1,) visits where steps begin: a step ends once it holds enough examples."""
+    """(steps + 1,) visits at which steps begin. A step ends once it holds enough examples."""
     held = np.cumsum(sizes)
     bounds, before = [0], 0
     while bounds[-1] < len(sizes) and len(bounds) - 1 != max_steps:

@@ -1,6 +1,6 @@
-"""What one loss trains on: which responses of which examples, from the index alone.
+"""Selects the examples and responses that a loss trains on, from the index alone.
 
-Knows no tokens and no rows. Dimensions: N = selected examples, K = used responses of one.
+Reads no tokens. Dimensions: N = selected examples, K = used responses of one.
 """
 
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from metaalign.template import TIERS
 GroupBy = Literal["example", "conversation", "meta_prompt"]
 
 _CONVERSATIONS_TRIED = 32
-"""How many conversations ahead a mismatched response is looked for."""
+"""How many of the following conversations are searched for a mismatched response."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """Examples that one loss trains on, each with the responses that the loss uses.
 
-    A *position* is an index into the arrays over examples, below; a *row* of the store is
-    `example[position]`. What is ragged over responses lies flat: those of position i are
+    A *position* is an index into the (N,) arrays below; the *row* of the store is
+    `example[position]`. The arrays over responses are flat: the responses of position i are
     `response_start[i]:response_start[i + 1]`.
     """
 
@@ -39,8 +39,8 @@ class Selection:
     """(sum K,) int64, number of the response in the example that it was written for."""
 
     response_row: np.ndarray
-    """(sum K,) int64, row of the store that holds the response's text: the example's own but for
-    a mismatched one."""
+    """(sum K,) int64, row of the store that holds the response: the example's own row, except for a
+    mismatched response."""
 
     sequence_length: np.ndarray
     """(sum K,) int64, tokens of prompt and response."""
@@ -58,10 +58,10 @@ class Selection:
     """(N,) float64, the example's share of a step's denominator."""
 
     group: np.ndarray
-    """(N,) int64, examples of one number are drawn into one step."""
+    """(N,) int64. Examples of the same group are drawn into the same step."""
 
     ledger: dict[str, int]
-    """Examples `in`, `out`, and what became of the others; `in` is the sum of the rest."""
+    """Number of examples `in`, `out`, and left out for each reason; `in` is the sum of the rest."""
 
     def __len__(self) -> int:
         return len(self.example)
@@ -85,14 +85,14 @@ class Selection:
 def select_best(
     columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
 ) -> Selection:
-    """SFT: the highest-scored response of each example that is not marked undesirable.
+    """For SFT: of each example, the highest-scored response that is not marked undesirable.
 
     An example's share of the denominator is its weight times its target tokens.
 
     Args:
-        split: Name of the split, or None for all.
-        context: Tokens that the model can take. What is longer is left out and counted by
-            the tier that holds most of its tokens.
+        split: Name of the split. None selects from all splits.
+        context: Context of the model, in tokens. Longer examples are left out, and counted by
+            the tier that holds most of their tokens.
 
     Raises:
         PlanError: nothing is left.
@@ -113,7 +113,7 @@ def select_best(
 def select_ranked(
     columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
 ) -> Selection:
-    """Preference losses: all scored responses of each example that has a strict order.
+    """For preference losses: all scored responses of each example with two different scores.
 
     An example's share of the denominator is its weight. Arguments and errors as `select_best`.
     """
@@ -129,11 +129,11 @@ def select_ranked(
 def select_labelled(
     columns: Columns, *, split: str | None, context: int, group_by: GroupBy = "example"
 ) -> Selection:
-    """KTO: all responses marked desirable or not, and after them one mismatched response.
+    """For KTO: all responses marked desirable or undesirable, then one mismatched response.
 
-    That is the first used response of the next example, in this order, that belongs to another
-    conversation and fits the context behind this prompt. An example without one among the next 32
-    conversations is left out and counted. An example's share of the denominator is its weight.
+    The mismatched response is the first used response of the first example of a following
+    conversation that fits the context behind this prompt. If none of the next 32 conversations has
+    one, the example is left out and counted. An example's share of the denominator is its weight.
     Arguments as `select_best`.
 
     Raises:
@@ -151,7 +151,7 @@ def select_labelled(
 
 
 def subset(selection: Selection, count: int, seed: int) -> Selection:
-    """At most `count` examples, drawn without replacement by the seed, in store order."""
+    """A random sample of at most `count` examples, without replacement, in store order."""
     if count >= len(selection):
         return selection
     rng = np.random.default_rng(seed)
@@ -178,7 +178,7 @@ def take(selection: Selection, positions: np.ndarray) -> Selection:
 
 
 def _add_mismatched(selection: Selection, conversation: np.ndarray, context: int) -> Selection:
-    """Give each example another's first used response as its last one."""
+    """Append to each example the first used response of another conversation."""
     source = _mismatched_source(selection, conversation, context)
     kept = np.flatnonzero(source >= 0)
     if not len(kept):
@@ -208,7 +208,7 @@ def _add_mismatched(selection: Selection, conversation: np.ndarray, context: int
 
 
 def _mismatched_source(selection: Selection, conversation: np.ndarray, context: int) -> np.ndarray:
-    """(N,) position whose first response goes with each prompt; -1 where there is none."""
+    """(N,) position whose first response is added to each example; -1 if there is none."""
     count = len(selection)
     first_length = selection.target_count[selection.response_start[:-1]]
     source = np.full(count, -1)
@@ -232,10 +232,10 @@ def _owner(columns: Columns) -> np.ndarray:
 
 
 def ranges(start: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged gathering: `start[p]:start[p + 1]` of each position, one after the other.
+    """Ragged gather: the ranges `start[p]:start[p + 1]` of all positions, concatenated.
 
     Returns:
-        The flat indices, and (len(positions) + 1,) where each position's begin among them.
+        The flat indices, and (len(positions) + 1,) where each position's indices begin in them.
     """
     counts = start[positions + 1] - start[positions]
     own_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -251,7 +251,7 @@ def _select(
     context: int,
     group_by: GroupBy,
 ) -> Selection:
-    """The examples of a split with a used response and within the context; unit weights."""
+    """The examples of a split that have a used response and fit the context, all of weight 1."""
     count, prompt_length = len(columns.prompt_length), columns.prompt_length
     response_length = np.where(used, columns.response_length, 0)
     start = columns.response_start[:-1]
@@ -290,13 +290,13 @@ def _groups(columns: Columns, group_by: GroupBy) -> np.ndarray:
         return np.arange(len(columns.prompt_length))
     if group_by == "conversation":
         return columns.conversation
-    # All examples without a meta-prompt share one hash, but not a token.
+    # All examples without a meta-prompt have the same hash, but share no tokens.
     without = columns.meta_prompt == NO_META_PROMPT
     return np.where(without, columns.conversation, columns.meta_prompt)
 
 
 def _too_long_by_tier(columns: Columns, rows: np.ndarray, longest: np.ndarray) -> dict[str, int]:
-    """How many of these store rows hold most of their tokens in each tier."""
+    """For each tier, how many of these store rows have most of their tokens in it."""
     flat, start = ranges(columns.segment_start, rows)
     owner = np.repeat(np.arange(len(rows)), np.diff(start))
     tokens = np.zeros((len(rows), len(TIERS)), dtype=np.int64)

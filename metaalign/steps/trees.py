@@ -1,7 +1,7 @@
 """Sequences of tokens -> rows of prefix trees, one worker's micro-batch at a time.
 
-Knows no model. A row is the depth-first walk of the trees of its sequences: a prefix that
-several sequences share is stored once, whoever they belong to. A row of "a b c" and "a b d e":
+Imports no model. A row is the depth-first walk of the trees of its sequences: a prefix that
+several sequences share is stored once, also across examples. A row of "a b c" and "a b d e":
 
     row position   0  1  2  3  4
     token          a  b  c  d  e
@@ -39,7 +39,7 @@ class Sequence(NamedTuple):
     position: int = 0
     response: int = 0
     occurrence: int = 0
-    """The last four as in `Rows`."""
+    """These four fields are defined as in `Rows`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rows:
     """(R, L) depths in the tree; padding 0."""
 
     subtree_end: np.ndarray
-    """(R, L) row position where the subtree under a token ends; padding sees itself alone."""
+    """(R, L) row position where the subtree under a token ends. Padding sees only itself."""
 
     predictor: np.ndarray
     """(T,) index into the flattened rows of the token whose hidden state predicts; padding 0."""
@@ -74,20 +74,20 @@ class Rows:
     """(S,) number of the response in the example that it was written for."""
 
     occurrence: np.ndarray
-    """(S,) number of the example in this micro-batch, ascending: where an example is drawn twice
-    its responses stay apart."""
+    """(S,) number of the example in this micro-batch, ascending. An example that is drawn twice has
+    two numbers, so its responses stay apart."""
 
     real_tokens: int
-    """Tokens that are neither padding nor dummies."""
+    """Number of tokens that are neither padding nor dummies."""
 
     @property
     def num_sequences(self) -> int:
-        """S."""
+        """S, without dummies."""
         return len(self.example)
 
 
 def response_index(selection: Selection, rows: Rows) -> np.ndarray:
-    """(S,) place of each sequence of a micro-batch among all used responses of the selection."""
+    """(S,) index of each sequence of a micro-batch in the flat responses of the selection."""
     count = np.bincount(rows.occurrence)
     within = np.arange(rows.num_sequences) - (np.cumsum(count) - count)[rows.occurrence]
     flat = selection.response_start[rows.position] + within
@@ -96,7 +96,7 @@ def response_index(selection: Selection, rows: Rows) -> np.ndarray:
 
 
 def measure_forest(store: TokenStore, selection: Selection, positions: np.ndarray) -> Forest:
-    """What the plan may know of the tokens of some examples: their order and what they share."""
+    """The forest of some examples: the order of their sequences and the prefixes they share."""
     sequences = [
         sequence._replace(occurrence=item)
         for item, position in enumerate(positions.tolist())
@@ -113,7 +113,7 @@ def measure_forest(store: TokenStore, selection: Selection, positions: np.ndarra
 
 
 def build_rows(store: TokenStore, selection: Selection, micro: MicroLayout, rank: int) -> Rows:
-    """Read one worker's share of a micro-batch and lay it out."""
+    """Read the sequences of one worker's share of a micro-batch and lay them out as rows."""
     sequences: list[Sequence] = []
     occurrence = 0
     for number, members in enumerate(micro.bins_by_rank[rank]):
@@ -141,7 +141,7 @@ def _read(store: TokenStore, selection: Selection, position: int) -> Iterator[Se
 def lay_out_rows(
     sequences: list[Sequence], *, num_rows: int, num_targets: int, length: int
 ) -> Rows:
-    """Walk the prefix trees of the sequences of each row; slots are their places in the list."""
+    """Lay out the prefix trees of each row's sequences. A slot is an index into `sequences`."""
     walk = _walk(sequences) if sequences else _EMPTY_WALK
     size = np.bincount(walk.row, minlength=num_rows)
     first = np.cumsum(size) - size
@@ -173,27 +173,28 @@ def lay_out_rows(
 
 
 class _Walk(NamedTuple):
-    """The nodes of all trees, depth first, row after row; then the targets, slot after slot."""
+    """The nodes of all trees, depth first, by row; and the targets, by slot."""
 
     row: np.ndarray
     token: np.ndarray
     depth: np.ndarray
     end: np.ndarray
-    """(nodes,) node after the last of the subtree."""
+    """(nodes,) the node after the last one of the subtree."""
     predictor: np.ndarray
-    """(targets,) node that predicts."""
+    """(targets,) the node that predicts."""
     target: np.ndarray
-    """(targets,) token that is predicted."""
+    """(targets,) the token that is predicted."""
 
 
 _EMPTY_WALK = _Walk(*[np.zeros(0, dtype=np.int64)] * 6)
 
 
 def _walk(sequences: list[Sequence]) -> _Walk:
-    """Sorted by row, then token by token, sequences are the tree's leaves from left to right.
+    """Walk the trees of all sequences, sorted by row and then token by token.
 
-    Each adds, below the prefix that it shares with the one before, the rest of its tokens as new
-    nodes; and closes the subtrees of what the one before had below that prefix.
+    In this order the sequences are the leaves of the trees from left to right. Each shares a
+    prefix with the sequence before it. Its further tokens become new nodes below that prefix, and
+    the subtrees of the earlier sequence's nodes below the prefix end there.
     """
     flat, start, length = _flatten(sequences)
     row = np.array([sequence.row for sequence in sequences])
@@ -229,7 +230,7 @@ def _walk(sequences: list[Sequence]) -> _Walk:
 
 
 def _flatten(sequences: list[Sequence]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All tokens, int64; (S,) where each sequence begins among them, and (S,) its length."""
+    """All tokens, int64; (S,) where each sequence begins in them; (S,) its length."""
     length = np.array([len(sequence.tokens) for sequence in sequences])
     flat = np.concatenate([sequence.tokens for sequence in sequences]).astype(np.int64)
     return flat, np.cumsum(length) - length, length

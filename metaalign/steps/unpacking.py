@@ -1,6 +1,6 @@
-"""Sequences read back from a micro-batch: what the model will see, and what it must predict.
+"""Reads sequences back from a micro-batch: what the model sees, and what it must predict.
 
-The inverse of `trees`, by nothing but the arrays that the model and the loss are given.
+The inverse of `trees`. Uses only the arrays that the model and the loss receive.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,14 @@ class Unpacked(NamedTuple):
     """One sequence of a micro-batch."""
 
     tokens: np.ndarray
-    """(n,) token ids: what the sequence's last predictor sees, then the token that it predicts."""
+    """(n,) token ids that the sequence's last predictor sees, then the token that it predicts."""
 
     is_target: np.ndarray
-    """(n,) bool, whether the loss is taken on the token."""
+    """(n,) bool, whether the token is a target of the loss."""
 
 
 def unpack(rows: Rows, slot: int) -> Unpacked:
-    """The sequence of one slot.
+    """Reconstruct the sequence of one slot.
 
     Args:
         slot: Below `rows.num_sequences`.

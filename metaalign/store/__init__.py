@@ -1,1 +1,1 @@
-"""The token store: what data preparation hands to training."""
+"""The token store: the output of data preparation and the input of training."""

@@ -1,6 +1,6 @@
-"""The index of a token store as numpy arrays: all that plans, losses and groupings need.
+"""The index of a token store as numpy arrays: everything that plans, losses and groups need.
 
-Knows neither files nor tokens. Dimensions: N = examples, R = responses of all examples,
+Reads neither files nor tokens. Dimensions: N = examples, R = responses of all examples,
 S = segments of all prompts.
 """
 
@@ -14,22 +14,22 @@ import pyarrow.compute as pc
 
 @dataclass(frozen=True)
 class Columns:
-    """One array a field; the ragged ones beside where each example's values begin."""
+    """One array for each column of the index. Ragged columns are flat, with a `*_start` array."""
 
     prompt_length: np.ndarray
-    """(N,) int64 tokens, the control token that opens the response included."""
+    """(N,) int64 tokens, including the control token that opens the response."""
 
     response_count: np.ndarray
-    """(N,) int64."""
+    """(N,) int64 responses of each example."""
 
     response_start: np.ndarray
     """(N + 1,) int64 where each example's responses begin in the (R,) arrays."""
 
     response_length: np.ndarray
-    """(R,) int64 tokens, the end token included."""
+    """(R,) int64 tokens, including the end token."""
 
     order_score: np.ndarray
-    """(R,) float64 score of the objective that orders the responses; NaN where there is none."""
+    """(R,) float64 score of the objective that orders the responses; NaN if there is none."""
 
     desirable: np.ndarray
     """(R,) int8: 1, 0, or -1 for unknown."""
@@ -41,7 +41,7 @@ class Columns:
     """(N,) float64."""
 
     meta_prompt: np.ndarray
-    """(N,) int64 hash of System Info and User Info; the encoder's NO_META_PROMPT where both are
+    """(N,) int64 hash of System Info and User Info; the encoder's NO_META_PROMPT if both are
     empty."""
 
     conversation: np.ndarray
@@ -54,20 +54,20 @@ class Columns:
     """(N,) str objects."""
 
     source_row: np.ndarray
-    """(N,) int64, from 0."""
+    """(N,) int64 number of the row in its file, from 0."""
 
     segment_start: np.ndarray
     """(N + 1,) int64 where each prompt's segments begin in the (S,) arrays."""
 
     segment_tier: np.ndarray
-    """(S,) int8 place of the segment's tier in TIERS."""
+    """(S,) int8 index of the segment's tier in TIERS."""
 
     segment_length: np.ndarray
     """(S,) int64 tokens."""
 
 
 def index_columns(index: pa.Table) -> Columns:
-    """The arrays of an index table that holds ENCODED_SCHEMA's columns."""
+    """Convert an index table with ENCODED_SCHEMA's columns to arrays."""
     index = index.combine_chunks()
     responses, lengths = _ragged(index, "response_lengths")
     segments, tiers = _ragged(index, "segment_tiers")
@@ -100,20 +100,20 @@ def _numbers(index: pa.Table, name: str) -> np.ndarray:
 
 
 def _strings(index: pa.Table, name: str) -> np.ndarray:
-    """(N,) str objects, equal ones shared."""
+    """(N,) str objects; equal strings are one object."""
     encoded = pc.dictionary_encode(index.column(name).combine_chunks())  # pyright: ignore
     return np.array(encoded.dictionary.to_pylist(), dtype=object)[encoded.indices.to_numpy()]
 
 
 def _ragged(index: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
-    """(N + 1,) starts, and the flat values."""
+    """(N + 1,) starts, and the flat values of a list column."""
     lists: Any = index.column(name).combine_chunks()
     counts = lists.value_lengths().to_numpy()
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), lists.flatten()
 
 
 def _order_scores(index: pa.Table, responses: np.ndarray) -> np.ndarray:
-    """(R,) each response's score of its example's ordering objective; NaN where there is none."""
+    """(R,) score of each response by its example's ordering objective; NaN if there is none."""
     starts, objectives = _ragged(index, "objectives")
     order_by = index.column("order_by").combine_chunks()
     owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
@@ -124,9 +124,9 @@ def _order_scores(index: pa.Table, responses: np.ndarray) -> np.ndarray:
     score_starts, scores = _ragged_scores(index)
     wanted = np.repeat(place, np.diff(responses))
     found = np.full(len(wanted), np.nan)
-    told = wanted >= 0
+    is_scored = wanted >= 0
     values = scores.to_numpy(zero_copy_only=False).astype(np.float64)
-    found[told] = values[score_starts[:-1][told] + wanted[told]]
+    found[is_scored] = values[score_starts[:-1][is_scored] + wanted[is_scored]]
     return found
 
 

@@ -1,6 +1,6 @@
-"""Tokens as text for people: a colour a tier, control tokens by their names.
+"""Shows tokens as coloured text: one colour for each tier, control tokens by their names.
 
-Knows neither what an example is nor what a loss is taken on.
+Imports neither examples nor losses.
 """
 
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ _SHOWN_CHARACTERS = 700
 
 
 def tokens_as_text(template: Template, ids: Iterable[int], tier: str, *, style: str = "") -> Text:
-    """Tokens as text in the colour of a tier; white on it, by its name, what no text can make.
+    """Text of tokens in the colour of a tier. Special tokens are shown by name, in white on it.
 
-    A long text is cut in its middle.
+    A long text is shortened in the middle.
 
     Args:
         style: A style of rich that is added to the colour.

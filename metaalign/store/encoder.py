@@ -1,6 +1,6 @@
 """Example -> token ids. Each distinct segment is encoded once.
 
-Knows the template and the record; writes no file. Dimensions: N = examples, K = responses.
+Uses the template and `Example`; writes no file. Dimensions: N = examples, K = responses.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from metaalign.store.round_trip import RoundTrip
 from metaalign.template import TIERS, Segment, Template, prompt_segments
 
 _CACHED_CHARACTERS = 1_000_000
-"""Text that an encoder remembers of its newer and of its older segments each: enough for what
-repeats, and its memory stays small."""
+"""Characters of text in each of an encoder's two caches, of newer and of older segments. This is
+enough for repeated segments and keeps memory small."""
 
 ENCODED_SCHEMA = pa.schema(
     [
@@ -42,19 +42,20 @@ ENCODED_SCHEMA = pa.schema(
         ("source_row", pa.int64()),
     ]
 )
-"""What the token store's index says of an example, but for the shard that holds it.
+"""Columns of the token store's index, without the shard that holds the example.
 
 offset: where the example's tokens begin in its shard: its prompt, then each response.
-segment_tiers, segment_lengths: of the prompt's segments, places in TIERS and tokens; the lengths
-    sum to prompt_length - 1, since the control token that opens the response belongs to none.
-response_lengths: (K,) tokens, the end token included.
-scores: (K, objectives) or null where nobody judged.
+segment_tiers, segment_lengths: index in TIERS and number of tokens of each segment of the prompt.
+    The lengths sum to prompt_length - 1, since the control token that opens the response belongs
+    to no segment.
+response_lengths: (K,) tokens, including the end token.
+scores: (K, objectives); null if the response was not judged.
 """
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples as token ids: one flat run of tokens, and a row of the index for each example."""
+    """Examples as token ids: one flat array of tokens, and one index row for each example."""
 
     tokens: np.ndarray
     """(T,) int32."""
@@ -65,7 +66,7 @@ class Encoded:
 
 @lru_cache(maxsize=10_000)
 def stable_hash(*texts: str) -> int:
-    """A signed 64-bit hash, the same in every process. ("a", "b") is not ("ab", "")."""
+    """A signed 64-bit hash, the same in every process. ("a", "b") and ("ab", "") differ."""
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
         encoded = text.encode("utf-8")
@@ -75,16 +76,16 @@ def stable_hash(*texts: str) -> int:
 
 
 NO_META_PROMPT = stable_hash("", "")
-"""What the index holds as `meta_prompt` of an example with neither System Info nor User Info."""
+"""The index's `meta_prompt` of an example with neither System Info nor User Info."""
 
 
 _CHECKED_ROWS, _CHECKED_EVERY = 100, 50
-"""Whether texts come back is checked of a file's first rows, and of every so many of the others: by
-the row alone, so that it does not matter how a file is cut into parts."""
+"""The round trip of texts is checked for a file's first rows and for every 50th of the others. The
+choice depends on the row alone, so it is the same however a file is cut into parts."""
 
 
 class SegmentEncoder:
-    """Encodes examples with one template and remembers the segments it has seen."""
+    """Encodes examples with one template and caches the ids of segments."""
 
     def __init__(self, template: Template) -> None:
         self.template = template
@@ -98,17 +99,17 @@ class SegmentEncoder:
         self._closings = {tier: _packed(template.closing(tier)) for tier in TIERS}
 
     def encode(self, examples: Sequence[Example], round_trip: RoundTrip | None = None) -> Encoded:
-        """Token ids and index rows of valid examples, in their order.
+        """Token ids and index rows of valid examples, in the order given.
 
         Args:
-            round_trip: Checks whether their texts come back.
+            round_trip: If given, checks that their texts decode to themselves.
         """
         prompts = [_segments(example) for example in examples]
         texts = [
             *(segment.text for prompt in prompts for segment in prompt),
             *(response.text for example in examples for response in example.responses),
         ]
-        self._remember(*texts)
+        self._fill_cache(*texts)
         if round_trip is not None:
             for example, prompt in zip(examples, prompts, strict=True):
                 if example.source.row < _CHECKED_ROWS or example.source.row % _CHECKED_EVERY == 0:
@@ -126,8 +127,8 @@ class SegmentEncoder:
         index = pa.Table.from_arrays(arrays, schema=ENCODED_SCHEMA)
         return Encoded(tokens=np.frombuffer(b"".join(runs), dtype=np.int32), index=index)
 
-    def _remember(self, *texts: str) -> None:
-        """Have the ids of all these texts; a text that is not met again is forgotten some day."""
+    def _fill_cache(self, *texts: str) -> None:
+        """Put the ids of these texts into the cache, and drop those that were not used lately."""
         if self._characters > _CACHED_CHARACTERS:
             self._ids, self._older, self._characters = {}, self._ids, 0
         wanted = [text for text in dict.fromkeys(texts) if text not in self._ids]
@@ -137,7 +138,7 @@ class SegmentEncoder:
         self._characters += sum(map(len, wanted))
 
     def _row(self, example: Example, prompt: list[Segment], runs: list[bytes]) -> dict:
-        """An example's row of the index, but for its offset; its tokens go to `runs`."""
+        """An example's row of the index, without its offset. Appends its tokens to `runs`."""
         lengths = []
         for place, segment in enumerate(prompt):
             own = (
@@ -170,12 +171,12 @@ class SegmentEncoder:
 
 
 def _packed(ids: Sequence[int]) -> bytes:
-    """Token ids as they lie in a shard."""
+    """Token ids as the bytes of a shard."""
     return array("i", ids).tobytes()
 
 
 def _length(runs: Iterable[bytes]) -> int:
-    """Tokens of packed runs."""
+    """Number of tokens in packed runs."""
     return sum(map(len, runs)) // 4
 
 

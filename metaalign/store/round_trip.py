@@ -1,6 +1,6 @@
-"""Whether a tokenizer gives texts back: what it loses can be neither learned nor answered.
+"""Checks that a tokenizer decodes to the text it encoded. What it loses cannot be learned.
 
-Knows no file and no example.
+Reads neither files nor examples.
 """
 
 import unicodedata
@@ -12,12 +12,12 @@ _EXAMPLES, _SHOWN_CHARACTERS = 3, 60
 
 
 class RoundTrip:
-    """Counts texts that do not come back, as often as they stand.
+    """Counts texts that a tokenizer does not decode to themselves.
 
     Attributes:
-        checked: How many texts were checked.
-        lost: How many of those decode to another text.
-        examples: The first of these, and what came back.
+        checked: Number of texts checked; a repeated text counts each time.
+        lost: Number of those that decode to another text.
+        examples: The first of the lost texts, each with the decoded text.
     """
 
     def __init__(self, template: Template) -> None:
@@ -26,7 +26,7 @@ class RoundTrip:
         self._template = template
 
     def take(self, texts: Iterable[str], ids: Mapping[str, bytes]) -> None:
-        """Check the next texts.
+        """Check more texts.
 
         Args:
             ids: Text -> its token ids, as 32-bit integers.
@@ -45,10 +45,10 @@ class RoundTrip:
 
 
 def comes_back(text: str, back: str) -> bool:
-    """Whether nothing of a text is lost in what a tokenizer makes of it.
+    """Whether a tokenizer's decoded text `back` equals `text`, up to two allowed differences.
 
-    Canonically equal characters are the same, such as é in one code point or in two, and so are
-    texts with and without the one space that sentencepiece adds or takes away at the beginning.
+    Canonically equivalent characters count as equal, such as é in one code point or two. So does
+    the one space that sentencepiece adds or removes at the beginning.
     """
     if text == back:
         return True
@@ -57,7 +57,7 @@ def comes_back(text: str, back: str) -> bool:
 
 
 def _around(text: str, other: str) -> str:
-    """The text where it begins to differ from the other."""
+    """An excerpt of the text around the first difference from the other."""
     pairs = zip(text, other, strict=False)
     first = next(
         (place for place, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other))

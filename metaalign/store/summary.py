@@ -1,6 +1,6 @@
-"""What a token store's manifest says of its examples, tallied piece by piece of the index.
+"""Counts and histograms for a token store's manifest, added up over pieces of the index.
 
-Knows no file. Holds two numbers an example, and nothing else that grows with them.
+Reads no file. Its memory grows by two numbers for each example.
 """
 
 from collections import Counter
@@ -14,15 +14,15 @@ from metaalign.template import TIERS
 
 _SYSTEM, _USER = TIERS.index("system_info"), TIERS.index("user_info")
 _PLACE = ("source_file", "source_row")
-_TOLD_TOO_LONG = 20
+_MAX_TOO_LONG_LISTED = 20
 
 
 class Summary:
     """Tallies over index tables of ENCODED_SCHEMA's columns.
 
     Args:
-        context: Tokens above which System Info, User Info and the last query of an example are told
-            to be too long.
+        context: Context in tokens. An example whose System Info, User Info and last query alone
+            do not fit is counted as too long. None counts none.
     """
 
     def __init__(self, context: int | None = None) -> None:
@@ -41,7 +41,7 @@ class Summary:
         self._meta_lengths: list[np.ndarray] = []
 
     def add(self, index: pa.Table) -> None:
-        """Take the next rows."""
+        """Add the next rows of the index."""
         index = index.combine_chunks()
         self.examples += index.num_rows
         recipes = pc.map_lookup(_column(index, "tags"), "recipe", "first")  # pyright: ignore
@@ -79,50 +79,55 @@ class Summary:
         self._meta_lengths.append(meta.astype(np.int32))
 
     def _add_too_long(self, index: pa.Table, tiers: np.ndarray, context: int) -> None:
-        """tiers: (rows, 3) tokens of System Info, User Info and the last query."""
-        long = np.flatnonzero(tiers.sum(axis=1) >= context)  # a token opens the response
+        """Count rows whose tiers do not fit the context.
+
+        Args:
+            tiers: (rows, 3) tokens of System Info, User Info and the last query.
+        """
+        long = np.flatnonzero(tiers.sum(axis=1) >= context)  # one more token opens the response
         self._too_long += len(long)
-        for row in long[: _TOLD_TOO_LONG - len(self._first_too_long)].tolist():
+        for row in long[: _MAX_TOO_LONG_LISTED - len(self._first_too_long)].tolist():
             place = {name: _column(index, name)[row].as_py() for name in _PLACE}
-            told = dict(zip(TIERS[:3], tiers[row].tolist(), strict=True))
-            self._first_too_long.append({**place, **told})
+            tokens_by_tier = dict(zip(TIERS[:3], tiers[row].tolist(), strict=True))
+            self._first_too_long.append({**place, **tokens_by_tier})
 
     def too_long(self) -> dict[str, Any]:
-        """Examples whose tiers alone are too long for the context: how many, and the first."""
-        told = {"count": self._too_long, "first": self._first_too_long}
-        return {} if self._context is None else {"context": self._context, **told}
+        """How many examples have tiers that do not fit the context, and the first 20 of them."""
+        if self._context is None:
+            return {}
+        return {"context": self._context, "count": self._too_long, "first": self._first_too_long}
 
     def _add_bins(self, tier: str, lengths: np.ndarray) -> None:
         self._tokens[tier] += int(lengths.sum())
         _tally(self._bins[tier], lengths)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Examples by split, recipe and source file."""
+        """Number of examples by split, recipe and source file."""
         return {name: dict(counter) for name, counter in self._counts.items()}
 
     def token_histogram(self) -> dict[str, dict[str, int]]:
-        """Tokens by tier: how many in all, and how many segments have at most 2^k tokens."""
+        """For each tier, its number of tokens and how many segments have at most 2^k tokens."""
         return {
             tier: {
                 "tokens": self._tokens[tier],
-                **_told(bins),
+                **_ascending_counts(bins),
             }
             for tier, bins in self._bins.items()
         }
 
     def sequence_histogram(self) -> dict[str, int]:
-        """How many sequences, a prompt and one response each, have at most 2^k tokens."""
-        return {"longest": self._longest, **_told(self._sequence_bins)}
+        """How many sequences (a prompt and a response) have at most 2^k tokens, and the longest."""
+        return {"longest": self._longest, **_ascending_counts(self._sequence_bins)}
 
     def meta_prompts(self) -> int:
-        """How many different System Info and User Info there are, taken together."""
+        """Number of distinct pairs of System Info and User Info."""
         return len(np.unique(np.concatenate(self._meta_prompts)))
 
     def shared_prefix(self) -> dict[str, float]:
-        """The share of all sequences' tokens that need not be computed again.
+        """Share of all sequences' tokens that prefix sharing saves.
 
-        `responses`: since the responses to a prompt share it; `meta_prompt`: that, and since the
-        examples of one meta-prompt share their System Info and User Info.
+        `responses`: saved since the responses to a prompt share it. `meta_prompt`: in addition,
+        saved since the examples of one meta-prompt share their System Info and User Info.
         """
         hashes, lengths = map(np.concatenate, (self._meta_prompts, self._meta_lengths))
         first = np.unique(hashes, return_index=True)[1]
@@ -140,12 +145,12 @@ def _tally(bins: Counter[int], lengths: np.ndarray) -> None:
         bins[2 ** int(power)] += int(count)
 
 
-def _told(bins: Counter[int]) -> dict[str, int]:
+def _ascending_counts(bins: Counter[int]) -> dict[str, int]:
     return {str(most): bins[most] for most in sorted(bins)}
 
 
 def _column(index: pa.Table, name: str) -> Any:
-    """A column as one array."""
+    """A column as one array, also if the table has no rows."""
     column = index.column(name)
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 

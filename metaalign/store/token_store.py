@@ -1,14 +1,14 @@
-"""The token store: flat shards of token ids, an index, a manifest. `writer` builds it, once.
+"""The token store: flat shards of token ids, an index, a manifest. `writer` builds it.
 
-Knows no file format of users and no Ray. A finished store:
+Imports neither users' file formats nor Ray. A finished store:
 
     store/
       manifest.json          written last: its presence says that the store is complete
-      index.arrow            one row an example: where its tokens lie and how it was judged
-      tokens-*.arrow         one int32 column; of each example its prompt, then each response
+      index.arrow            one row for each example: where its tokens are, its scores and tags
+      tokens-*.arrow         one int32 column: for each example its prompt, then its responses
       tokenizer/             the tokenizer and template.json
       ledger.json            rows in, examples out, rows quarantined, by source
-      quarantine/            bad rows: file, row, reason (only where there were any)
+      quarantine/            bad rows: file, row, reason (only if there are any)
       cases.jsonl            held-out cases for the evaluation (only with recipes)
 """
 
@@ -36,7 +36,7 @@ CASES_FILE = "cases.jsonl"
 
 
 class TokenStore:
-    """A finished store, mapped into memory. Reading a token array copies nothing.
+    """A finished store, mapped into memory. Token arrays are views of the files, not copies.
 
     Attributes:
         path: The store's folder.
@@ -56,7 +56,7 @@ class TokenStore:
         """Map a finished store.
 
         Raises:
-            DataError: there is none, it is incomplete, or of another format version.
+            DataError: there is no store, or it is incomplete, damaged or of another format version.
         """
         path = Path(path)
         file = path / MANIFEST_FILE
@@ -79,7 +79,7 @@ class TokenStore:
         try:
             index = map_table(path / INDEX_FILE)
             if not index.schema.equals(INDEX_SCHEMA):
-                raise ValueError(f"{INDEX_FILE} has other columns than expected")
+                raise ValueError(f"the columns of {INDEX_FILE} are not the expected ones")
             return cls(path, manifest, index)
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
             raise DataError(
@@ -92,7 +92,7 @@ class TokenStore:
 
     @cached_property
     def columns(self) -> Columns:
-        """The index as numpy arrays, made where they are first asked for."""
+        """The index as numpy arrays, converted on first use."""
         return index_columns(self._index)
 
     @cached_property
@@ -105,16 +105,16 @@ class TokenStore:
 
     @cached_property
     def _response_offset(self) -> np.ndarray:
-        """(R,) tokens of all responses before each one."""
+        """(R + 1,) number of tokens of all responses before each one."""
         return np.concatenate([[0], np.cumsum(self.columns.response_length)])
 
     def prompt(self, example: int) -> np.ndarray:
-        """(prompt_length,) int32 tokens, the last one opens the response. A view, not a copy."""
+        """(prompt_length,) int32 tokens; the last one opens the response. A view, not a copy."""
         start = self._offset[example]
         return self._tokens[self._shard[example]][start : start + self._prompt_length(example)]
 
     def response(self, example: int, position: int) -> np.ndarray:
-        """(response_length,) int32 tokens of one response, its end token included. A view."""
+        """(response_length,) int32 tokens of one response, including its end token. A view."""
         if not 0 <= position < self.columns.response_count[example]:
             raise IndexError(f"example {example} has no response {position}")
         first = self.columns.response_start[example]
@@ -127,18 +127,18 @@ class TokenStore:
         return self.columns.prompt_length[example]
 
     def subset(self, examples: Sequence[int]) -> "TokenStore":
-        """The store of some examples, numbered anew: little is read of a large one."""
+        """A store of only these examples, numbered from 0. Does not read the whole index."""
         rows = [self._index.slice(example, 1) for example in examples]  # take copies whole columns
         index = pa.concat_tables([self._index.slice(0, 0), *rows])
         return TokenStore(self.path, self.manifest, index)
 
     def tags(self, example: int) -> dict[str, str]:
-        """An example's tags: recipe, family, conflict type, split and whatever its file gave."""
+        """An example's tags: recipe, family, conflict type, split and the tags of its file."""
         return dict(self._index.column("tags")[example].as_py())
 
     @property
     def fingerprint(self) -> str:
-        """Equal for stores that were prepared from the same input in the same way."""
+        """The same for stores that were prepared from the same input in the same way."""
         return self.manifest["fingerprint"]
 
     @cached_property
@@ -146,12 +146,12 @@ class TokenStore:
         """The template that the store was encoded with.
 
         Raises:
-            TemplateError: the store's tokenizer was changed.
+            TemplateError: the store's tokenizer has changed since.
         """
         return Template.verify(self.path / TOKENIZER_FOLDER)
 
 
 def map_table(file: Path) -> pa.Table:
-    """An Arrow file as a table that lies in the file itself."""
+    """Open an Arrow file as a memory-mapped table."""
     with pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()

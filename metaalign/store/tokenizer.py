@@ -1,12 +1,12 @@
-"""The tokenizer: loaded, or trained on text; either way it carries the control tokens.
+"""Loads a tokenizer or trains one on text. Both have the control tokens.
 
-Knows no file format and no Ray.
+Imports neither file formats nor Ray.
 """
 
 import hashlib
 from collections.abc import Iterable
 
-import transformers  # its classes are named in full: importing one imports torch, for seconds
+import transformers  # importing a class by name here would import torch, which takes seconds
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from metaalign.errors import TemplateError
@@ -18,10 +18,10 @@ _SAMPLE_CHARACTERS = 3_000_000
 
 
 def load_tokenizer(path: str) -> Template:
-    """The template of a Hugging Face folder or hub name; control tokens are added if missing.
+    """Load the tokenizer of a Hugging Face folder or hub name; missing control tokens are added.
 
     Raises:
-        TemplateError: it cannot be loaded or cannot carry the template.
+        TemplateError: it cannot be loaded or cannot be used with the template.
     """
     try:
         tokenizer = read_tokenizer(path)
@@ -37,9 +37,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Template:
     """Train a byte-level BPE. The same texts in any order give the same tokenizer.
 
     Args:
-        texts: Distinct segments; `sample_texts` chooses them where there are many.
-        vocabulary_size: Of the result, control tokens included; fewer where the text is too
-            small to fill it.
+        texts: Distinct segments. If there are many, take a sample with `sample_texts`.
+        vocabulary_size: Number of tokens, including control tokens. A small text may give fewer.
     """
     special = [END_TOKEN, PADDING_TOKEN, *CONTROL_TOKENS.values()]
     backend = Tokenizer(models.BPE())
@@ -60,9 +59,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Template:
 
 
 def sample_texts(texts: Iterable[str], characters: int = _SAMPLE_CHARACTERS) -> list[str]:
-    """Distinct texts in the order of their hashes, until they hold enough characters.
+    """Distinct texts in the order of their hashes, until they have enough characters.
 
-    So a sample of samples is the sample of the whole, however the texts were dealt over tasks.
+    A sample of the union of samples equals the sample of all texts, so the result does not depend
+    on how the texts are split over tasks.
     """
     sample, held = [], 0
     for text in sorted(set(texts), key=_hash):

@@ -1,11 +1,11 @@
-"""A token store while it is built: shards that tasks write, put together at the end.
+"""Builds a token store: tasks write shards, and `StoreWriter.finish` joins them.
 
-Knows no file format of users and no Ray. Tasks may write in any order and in any process; the
-store's order is that of the parts' numbers:
+Imports neither users' file formats nor Ray. Tasks may write in any order and in any process. The
+examples of the store are in the order of the parts' numbers:
 
     .store.building-1a2b3c4d/
       tokens-000003-00000.arrow   the first shard of part 3
-      index-000003-00000.arrow    its examples, until `finish` puts all such pieces into one index
+      index-000003-00000.arrow    its index rows; `finish` joins all such pieces into one index
 """
 
 import json
@@ -45,8 +45,8 @@ _TOKENS_SCHEMA = pa.schema([("tokens", pa.int32())])
 class ShardWriter:
     """Writes one part's examples as shards of about 4 million tokens (16 MB).
 
-    A shard is there as a whole or not at all, and the same part gives the same files, so that a
-    task may be run again.
+    A shard appears only once it is complete, and the same part always gives the same files, so a
+    task can be run again.
     """
 
     def __init__(self, folder: str | Path, part: int) -> None:
@@ -56,7 +56,7 @@ class ShardWriter:
         self._index: list[pa.Table] = []
 
     def add(self, encoded: Encoded) -> None:
-        """Take the part's next examples."""
+        """Add the part's next examples. Writes a shard once enough tokens are held."""
         if not encoded.index.num_rows:
             return
         place = encoded.index.schema.get_field_index("offset")
@@ -68,7 +68,7 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """Write what is held as a shard."""
+        """Write the examples that are still held as a shard."""
         if not self._index:
             return
         name = f"{self._part:06d}-{self._shards:05d}.arrow"
@@ -82,22 +82,22 @@ class ShardWriter:
 
 
 class StoreWriter:
-    """Builds a store in a sibling folder; `finish` puts it in place in one rename.
+    """Builds a store in a folder beside `path`; `finish` renames it to `path`.
 
-    `add` may be called in this process; tasks elsewhere use a `ShardWriter` on `folder` instead.
+    Call `add` in this process. Tasks in other processes use a `ShardWriter` on `folder` instead.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.path.parent.glob(f".{self.path.name}.building-*"):  # by a killed job
-            self._take_back_or_remove(left)
+        for left in self.path.parent.glob(f".{self.path.name}.building-*"):  # of a killed job
+            self._restore_or_remove(left)
         self.folder = self.path.with_name(f".{self.path.name}.building-{uuid.uuid4().hex[:8]}")
         self.folder.mkdir()
         self._added = 0
 
-    def _take_back_or_remove(self, left: Path) -> None:
-        """A store that a job was about to replace when it was killed, or what is a day old."""
+    def _restore_or_remove(self, left: Path) -> None:
+        """Restore a store that a killed job was about to replace. Remove what is a day old."""
         if left.name.endswith(_REPLACED) and not self.path.exists():
             os.replace(left, self.path)
         elif time.time() - max(each.stat().st_mtime for each in [left, *left.glob("*/")]) > _DAY_S:
@@ -107,11 +107,11 @@ class StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what was built and not finished."""
+        """Remove the folder if the store was not finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, encoded: Encoded) -> None:
-        """Write one shard of examples, which follow all earlier ones in the store's order."""
+        """Write a shard of examples, which come after those of all earlier calls."""
         shards = ShardWriter(self.folder, self._added)
         shards.add(encoded)
         shards.close()
@@ -126,15 +126,16 @@ class StoreWriter:
         teachers: Mapping[str, Any] | None = None,
         context: int | None = None,
     ) -> TokenStore:
-        """Write tokenizer, index and manifest, put the store in place, and open it.
+        """Write tokenizer, index and manifest, move the store to `path`, and open it.
 
         Args:
-            ledger: Rows in, examples out and rows quarantined, one dict a source.
-            teachers: What was asked of each teacher, and its cost.
-            context: Tokens above which an example's tiers alone are told to be too long.
+            ledger: Rows in, examples out and rows quarantined, one dict for each source.
+            teachers: Requests, failures and cost of each teacher.
+            context: Context in tokens. The manifest counts the examples whose tiers alone do not
+                fit. None counts none.
 
         Raises:
-            DataError: there is no example.
+            DataError: the store has no example, or `path` exists and is no token store.
         """
         summary = Summary(context)
         shards = self._join_index(summary)
@@ -161,7 +162,7 @@ class StoreWriter:
         return TokenStore.open(self.path)
 
     def _join_index(self, summary: Summary) -> list[str]:
-        """One index of all pieces, in the store's order; the shards' names in that order."""
+        """Join all pieces into one index, and return the shards' names in its order."""
         shards = []
         pieces = sorted(self.folder.glob("index-*.arrow"))
         if not pieces:
@@ -179,7 +180,7 @@ class StoreWriter:
     def _put_in_place(self) -> None:
         if self.path.exists() and not (self.path / MANIFEST_FILE).exists():
             raise DataError(
-                f"{self.path}: the folder exists and holds no token store; remove it, or give "
+                f"{self.path}: the folder exists but holds no token store; remove it, or give "
                 "another `output`"
             )
         if self.path.exists():
@@ -192,7 +193,7 @@ class StoreWriter:
 
 
 def _write_table(file: Path, table: pa.Table) -> None:
-    """Whole or not at all, also where two tasks write the same file at once."""
+    """Write a file atomically, even if two tasks write it at once."""
     with whole_file(file) as unfinished, pa.ipc.new_file(unfinished, table.schema) as stream:
         stream.write_table(table)
 

@@ -1,1 +1,1 @@
-"""Recipes: one example in, the examples of MetaAlign or MetaAligner out."""
+"""Recipes turn one example into the examples of MetaAlign or MetaAligner."""

@@ -1,15 +1,16 @@
 """MetaAligner's dynamic objectives reformulation: judged answers -> samples of an edit.
 
-https://arxiv.org/abs/2403.17141, algorithm 1. Two answers to one query and, for every objective,
-which is the better one become up to three samples, each an edit prompt and its target:
+https://arxiv.org/abs/2403.17141, algorithm 1. The input is two answers to one query and, for each
+objective, which of them is better. They give up to three samples, each an edit prompt and its
+target:
 
-    contrastive   the worse answer, the objectives that the other is better at -> the other answer;
-                  both directions of a pair, where each is better at something
-    equal         the second answer, the objectives that both are equal at -> the first
-    warm_up       of the equal samples a share, each with the answer itself as its target
+    contrastive   one answer and the objectives at which the other is better -> the other answer;
+                  in both directions if each answer is better at some objective
+    equal         the second answer and the objectives at which both are equal -> the first answer
+    warm_up       a share of the equal samples, with the answer itself as the target
 
-Ratings, pairwise labels and typed errors alike are scores by objective. The objectives of a sample
-are shuffled and never none; scores stay out of the prompt.
+Ratings, pairwise labels and typed errors all are scores by objective. A sample has one or more
+objectives in random order. The prompt contains no scores.
 """
 
 from collections.abc import Iterator
@@ -24,13 +25,13 @@ from metaalign.wire import Direction, description, edit_prompt, query_text
 
 
 def reformulate(example: Example, options: SourceOptions) -> list[Example]:
-    """The samples of the recipe's set that one example gives.
+    """The samples that one example gives to the set of the recipe (one of `SETS`).
 
-    They depend on the seed, the conversation and the row alone, and the equal set's are those that
-    the warm-up set is taken from.
+    They depend on the seed, the conversation and the row alone. The warm-up set is drawn from the
+    samples of the equal set.
 
     Raises:
-        RowError: it gives none.
+        RowError: the example gives no sample.
     """
     rng = Random(f"{options.seed}/correction/{example.conversation}/{example.source.row}")
     found = [
@@ -74,18 +75,18 @@ SETS = {"warm_up": _warm_up, "equal": _equal, "contrastive": _contrastive}
 def _compared(
     first: Response, second: Response, options: SourceOptions
 ) -> tuple[list[str], list[str], list[str]]:
-    """The objectives, as prompts say them, that the first is better, worse and equal at."""
+    """The objectives, as worded in prompts, at which the first is better, worse and equal."""
     better, worse, equal = [], [], []
     for name, own in first.scores.items():
-        other, told = second.scores.get(name), _told(name, options)
-        if own is None or other is None or told is None:
+        other, text = second.scores.get(name), _objective_text(name, options)
+        if own is None or other is None or text is None:
             continue
-        (better if own > other else worse if own < other else equal).append(told)
+        (better if own > other else worse if own < other else equal).append(text)
     return better, worse, equal
 
 
-def _told(name: str, options: SourceOptions) -> str | None:
-    """An objective in words. A bare preference is none, unless the settings describe it."""
+def _objective_text(name: str, options: SourceOptions) -> str | None:
+    """Description of an objective; None for a plain preference that the settings do not name."""
     given = dict(options.objectives)
     if name in given:
         return given[name]

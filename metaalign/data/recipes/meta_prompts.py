@@ -1,17 +1,18 @@
-"""MetaAlign's recipes over real examples: each is put under meta-prompts, and opposed ones flip it.
+"""MetaAlign's recipes over users' examples: adds meta-prompts, and flips labels under opposed ones.
 
-https://arxiv.org/abs/2410.14184, section 3, on the rows of files; `rule_written` writes its own.
+https://arxiv.org/abs/2410.14184, section 3, on the rows of files. `rule_written` writes examples of
+its own.
 
-    helpful     a pair whose better answer is the safer one stands under safety first, and with
-                its labels flipped under helpfulness first
-    consensus   judged answers stand under no background and under one, in the same order: whoever
-                asks, the answer is the same
-    priority    an answer is made to obey a verifiable instruction and to obey its opposite; who
-                asks for which is a cell of the matrix {system says P, not-P, nothing} x {user}
+    helpful     a pair whose better answer is the safer one gets a meta-prompt of safety first, and
+                with flipped labels one of helpfulness first
+    consensus   judged answers get a meta-prompt without a background and one with it, and keep
+                their order: the answer does not depend on who asks
+    priority    an answer is edited to obey a verifiable instruction, and to obey its opposite; the
+                meta-prompt is a cell of the matrix {system says P, not-P, nothing} x {user}
 
-What an example becomes depends on the seed, its conversation and its row alone. Tags say recipe,
-family, conflict, the wishes that the better answer obeys and, in the held-out split, what of it
-training never sees: `query`, `phrasing`, `parameter`, `family`.
+The result depends on the seed, the example's conversation and its row alone. The tags are recipe,
+family, conflict, the wishes that the better answer obeys and, in the held-out split, which parts
+training never uses: `query`, `phrasing`, `parameter`, `family`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +41,7 @@ _SIDES = (
 
 
 class _Draw:
-    """What is drawn for one example, and what of it training never sees."""
+    """The random choices for one example, and which of them training never uses."""
 
     def __init__(self, example: Example, options: SourceOptions) -> None:
         key = f"{options.seed}/{options.recipe}/{example.conversation}/{example.source.row}"
@@ -51,14 +52,14 @@ class _Draw:
         self._last_phrasings = self.held_out and self.rng.random() < 0.5
 
     def phrasing(self, forms: Sequence[str]) -> str:
-        """One of the forms; the last one in the held-out split alone, and there for both sides."""
+        """One of the forms. Only held-out examples use the last one, and then on both sides."""
         if self._last_phrasings:
             self.unseen.add("phrasing")
             return forms[-1]
         return self.rng.choice(forms[:-1])
 
     def wish(self, name: str) -> Wish:
-        """The instruction with a parameter; the last of three or more is held out."""
+        """The instruction with a random parameter. The last of three or more is held out."""
         parameters = INSTRUCTIONS[name].parameters
         if len(parameters) < 3:
             return Wish(name, self.rng.choice(parameters))
@@ -66,7 +67,7 @@ class _Draw:
         return Wish(name, parameters[-1] if last else self.rng.choice(parameters[:-1]))
 
     def involves(self, *wishes: Wish) -> None:
-        """Note what of these wishes training never sees."""
+        """Record which parts of these wishes training never uses."""
         for wish in wishes:
             parameters = INSTRUCTIONS[wish.instruction].parameters
             if len(parameters) > 2 and wish.parameter == parameters[-1]:
@@ -75,29 +76,29 @@ class _Draw:
                 self.unseen.add("family")
 
     def families(self) -> list[str]:
-        """The instructions in the order in which they are tried."""
+        """The instructions in the random order in which they are tried."""
         names = [name for name in INSTRUCTIONS if self.held_out or not self.is_closed(name)]
         self.rng.shuffle(names)
         return names
 
     def is_closed(self, name: str) -> bool:
-        """Whether an instruction, or what opposes it, is for the held-out split alone."""
+        """Whether an instruction or its opposite occurs only in the held-out split."""
         return bool({name, INSTRUCTIONS[name].opposite} & self._closed)
 
     def person(self, share: float) -> str:
-        """A user's background, so often, or nothing."""
+        """A user's background with probability `share`, else an empty text."""
         return self.rng.choice(backgrounds.PEOPLE) if self.rng.random() < share else ""
 
     def assistant(self, share: float) -> str:
-        """What the assistant is, so often, or nothing."""
+        """A description of the assistant with probability `share`, else an empty text."""
         return self.rng.choice(backgrounds.ASSISTANTS) if self.rng.random() < share else ""
 
 
 def put_under(example: Example, options: SourceOptions) -> list[Example]:
-    """The examples that a source's recipe makes of one.
+    """Apply the source's recipe to an example.
 
     Raises:
-        RowError: the recipe cannot use it.
+        RowError: the recipe cannot use the example.
     """
     draw = _Draw(example, options)
     made = list(_RECIPES[str(options.recipe)](example, draw))
@@ -141,10 +142,10 @@ def _priority(example: Example, draw: _Draw) -> Iterable[Example]:
             for tier, wanted in (("system_info", system), ("user_info", user))
         }
         chosen, rejected = (text, own) if cell == "silent" else (own, other)
-        if chosen != rejected:  # silent, and the text obeys by itself
-            told = {"family": winner.instruction, "conflict": cell}
+        if chosen != rejected:  # equal if the cell is silent and the text obeys as it is
+            tags = {"family": winner.instruction, "conflict": cell}
             wishes = () if cell == "silent" else (winner,)
-            yield _pair(example, chosen, rejected, **said, wishes=wishes_tag(wishes), **told)
+            yield _pair(example, chosen, rejected, **said, wishes=wishes_tag(wishes), **tags)
 
 
 def _answer(example: Example) -> str:
@@ -157,19 +158,19 @@ def _answer(example: Example) -> str:
 
 
 def _made_to_obey(text: str, draw: _Draw) -> tuple[Wish, Wish, tuple[str, str]]:
-    """The first instruction, of those in a drawn order, that the text can be made to obey."""
+    """The first instruction that the text can be edited to obey, its opposite, and both texts."""
     for name in draw.families():
         wish = draw.wish(name)
-        against = draw.rng.choice(_trained(wish, draw))
+        against = draw.rng.choice(_open_opposites(wish, draw))
         sides = answers(text, wish, against)
         if sides is not None:
             draw.involves(wish, against)
             return wish, against, sides
-    raise RowError("the recipe priority knows no instruction that this answer can be made to obey")
+    raise RowError("the recipe priority has no instruction that this answer can be edited to obey")
 
 
-def _trained(wish: Wish, draw: _Draw) -> list[Wish]:
-    """What opposes a wish, without a parameter that training may not see."""
+def _open_opposites(wish: Wish, draw: _Draw) -> list[Wish]:
+    """The opposites of a wish that may be used in the example's split."""
     opposites = wish.opposites()
     parameters = INSTRUCTIONS[opposites[0].instruction].parameters
     closed = parameters[-1] if len(parameters) > 2 and not draw.held_out else None

@@ -1,10 +1,11 @@
 """MetaAlign's four sub-datasets, written by rule over checkable preferences.
 
 https://arxiv.org/abs/2410.14184, section 3: priority (System Info wins over User Info),
-helpful-based (criteria and their doubles, safety-first against helpfulness-first), consensus
-(what was not asked for changes nothing) and diverse-opinion (the persona decides). Examples 2k
-and 2k + 1 hold the same responses under opposed meta-prompts, labels flipped: that is what makes
-a model listen. An example depends on (seed, its number) alone. Knows no tokenizer and no Ray.
+helpful-based (one criterion or two, safety-first against helpfulness-first), consensus (the
+background does not change the answer) and diverse-opinion (the persona decides). Examples 2k and
+2k + 1 have the same responses under opposed meta-prompts with flipped labels, so that a model must
+read the meta-prompt. An example depends on (seed, its number) alone. Imports no tokenizer and no
+Ray.
 """
 
 import functools
@@ -30,20 +31,20 @@ from metaalign.preferences.wishes import wishes_tag
 Preferences = tuple[Preference, ...]
 
 BACKGROUNDS, IDENTITIES = PEOPLE[:8], ASSISTANTS[:3]
-"""As many as a small model learns to pass over."""
+"""A subset small enough for a small model to learn to ignore."""
 
 RECIPES = {"priority": 36, "helpful": 40, "consensus": 14, "opinion": 10}
-"""The recipes and how many examples of a hundred each writes."""
+"""The recipes, and how many of a hundred examples each writes."""
 
 CELLS = {"against": 12, "agree": 2, "system": 2, "user": 2, "silent": 1}
-"""Cells of the priority matrix and how often each is drawn; each is written for P and for not-P."""
+"""Cells of the priority matrix and their weights. Each is written for P and for not-P."""
 
 EMPHASIS = {"capitals": 3, "lowercase": 2, "ending": 2}
-"""Families that are drawn more often than the others, since small models learn them last."""
+"""Weights of families that are drawn more often, since small models learn them last."""
 
 
 def count_examples(config: RecipesConfig) -> int:
-    """Examples of both splits: those to train on, then one held-out example a case."""
+    """Number of examples of both splits: training examples, then one held-out example a case."""
     return config.examples + config.cases
 
 
@@ -52,14 +53,14 @@ def write_examples(
 ) -> list[Example]:
     """Examples number `start` to `stop` - 1.
 
-    From number `config.examples` on they are held out: they put only such questions to a
-    preference family as training never sees it with.
+    Examples from number `config.examples` on are held out: they combine a preference family only
+    with questions that training never combines it with.
 
     Args:
-        closed: Families that training never sees at all, nor their opposites.
+        closed: Families that training never uses, nor their opposites.
 
     Raises:
-        ConfigError: a recipe has no family or a split no question left.
+        ConfigError: a recipe has no family left, or a split has no question left.
     """
     axes = frozenset(axis(family) for family in closed if family in FAMILIES)
     if axes == frozenset(map(axis, FAMILIES)):
@@ -75,10 +76,10 @@ def axis(family: str) -> str:
 
 
 def is_held_out(question: Question, family: str, *, seed: int, ratio: float) -> bool:
-    """Whether training never sees this question with this family, nor with its opposite.
+    """Whether training never uses this question with this family, nor with its opposite.
 
     Of two questions that ask for each other's words at most one is held out, so that training
-    has met every word in every spelling.
+    uses every word in every spelling.
     """
     couple = question.couple or question.id
     draw = _draw(f"{seed}/{couple}/{question.language}/{axis(family)}")
@@ -89,7 +90,7 @@ def is_held_out(question: Question, family: str, *, seed: int, ratio: float) -> 
 
 @functools.cache
 def questions_for(family: str) -> tuple[Question, ...]:
-    """The questions that a preference of this family can be asked with."""
+    """The questions that can be combined with a preference of this family."""
     return tuple(
         question
         for question in QUESTIONS.values()
@@ -102,7 +103,7 @@ def questions_for(family: str) -> tuple[Question, ...]:
 def split_questions(
     family: str, *, seed: int, ratio: float, held_out: bool
 ) -> tuple[Question, ...]:
-    """The questions that this family is asked with in training, or those held out of it."""
+    """The questions that this family is combined with in one of the splits."""
     return tuple(
         question
         for question in questions_for(family)
@@ -111,7 +112,7 @@ def split_questions(
 
 
 def draw_preference(family: str, question: Question, rng: Random) -> Preference:
-    """A preference of the family, its parameter drawn, that the question's default disobeys."""
+    """A preference of the family with a random parameter that training uses."""
     parameters = list(FAMILIES[family].seen_parameters)
 
     if family == "stance":
@@ -122,7 +123,7 @@ def draw_preference(family: str, question: Question, rng: Random) -> Preference:
 def draw_partner(
     preference: Preference, question: Question, rng: Random, allowed: Callable[[str], bool]
 ) -> Preference | None:
-    """A second preference that one answer can obey together with the first, if there is one."""
+    """A second preference that one answer can obey together with the first; None if none can."""
     partners = [
         family
         for family in FAMILIES
@@ -141,7 +142,7 @@ def _draw(key: str) -> float:
 
 
 class _Draft(NamedTuple):
-    """An example before it is put in words."""
+    """An example before its preferences are put into words."""
 
     question: Question
     system: Preferences | str
@@ -152,10 +153,10 @@ class _Draft(NamedTuple):
     conflict: str = ""
 
 
-_NOTHING_OPEN = "held_out_families leave a recipe no family for training; take some of them out"
+_NOTHING_OPEN = "held_out_families leaves a recipe no family for training; remove some of them"
 
-Asked = Callable[[str], Sequence[Question]]
-"""The questions of the split that a family is asked with."""
+QuestionsOf = Callable[[str], Sequence[Question]]
+"""Returns the questions of the split that a family is combined with."""
 
 
 def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset[str]) -> Example:
@@ -171,8 +172,10 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
         "opinion": _opinion,
     }[recipe]
 
-    asked = functools.partial(_asked, config=config, seed=seed, held_out=held_out, closed=closed)
-    drawn = draft(rng, asked, flipped=bool(number % 2))
+    questions_of = functools.partial(
+        _questions_in_split, config=config, seed=seed, held_out=held_out, closed=closed
+    )
+    drawn = draft(rng, questions_of, flipped=bool(number % 2))
     voice = Random(f"{seed}/voice/{number}")
     query = Random(f"{seed}/query/{number // 2}").choice(drawn.question.phrasings)
     return Example(
@@ -188,30 +191,30 @@ def _example(config: RecipesConfig, *, seed: int, number: int, closed: frozenset
             "recipe": recipe,
             "family": drawn.family,
             "conflict": drawn.conflict,
-            **_told("wishes", wishes_tag(drawn.chosen)),
-            **_told("unseen", _unseen(drawn, closed) if held_out else ""),
+            **_tag_if_set("wishes", wishes_tag(drawn.chosen)),
+            **_tag_if_set("unseen", _unseen(drawn, closed) if held_out else ""),
             "split": HELD_OUT if held_out else TRAIN,
         },
         conversation=f"recipes/{number // 2}",
     )
 
 
-def _told(name: str, tag: str) -> dict[str, str]:
-    """A tag, where it says something."""
+def _tag_if_set(name: str, tag: str) -> dict[str, str]:
+    """The tag, or nothing if its text is empty."""
     return {name: tag} if tag else {}
 
 
 def _unseen(drawn: _Draft, closed: frozenset[str]) -> str:
-    """What of a held-out example training never sees."""
+    """Which parts of a held-out example training never uses."""
     families = {drawn.family, *(wish.family for wish in drawn.chosen)}
     is_closed = any(axis(name) in closed for name in families if name in FAMILIES)
     return "family query" if is_closed else "query"
 
 
-def _asked(
+def _questions_in_split(
     family: str, *, config: RecipesConfig, seed: int, held_out: bool, closed: frozenset[str]
 ) -> tuple[Question, ...]:
-    """The questions that a family is asked with in a split; none where it is closed to training."""
+    """The questions that a family is combined with in a split; none if training must not use it."""
     if not held_out and axis(family) in closed:
         return ()
     questions = split_questions(family, seed=seed, ratio=config.held_out_ratio, held_out=held_out)
@@ -223,25 +226,27 @@ def _asked(
 
 
 def say(wishes: Sequence[Preference] | str, tier: str, rng: Random) -> str:
-    """The text of one tier: preferences in that tier's voice, or a text as it stands."""
+    """The text of one tier: preferences in the tier's wording, or a given text unchanged."""
     if isinstance(wishes, str):
         return wishes
     return " ".join(preference.say(tier, rng) for preference in wishes)
 
 
-def _draw_wish(families: Sequence[str], rng: Random, asked: Asked) -> tuple[Question, Preference]:
-    families = [family for family in families if asked(family)]
+def _draw_wish(
+    families: Sequence[str], rng: Random, questions_of: QuestionsOf
+) -> tuple[Question, Preference]:
+    families = [family for family in families if questions_of(family)]
     if not families:
         raise ConfigError(_NOTHING_OPEN)
     weights = [EMPHASIS.get(family, 1) for family in families]
     family = rng.choices(families, weights=weights)[0]
-    question = rng.choice(asked(family))
+    question = rng.choice(questions_of(family))
     return question, draw_preference(family, question, rng)
 
 
-def _priority(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
+def _priority(rng: Random, questions_of: QuestionsOf, *, flipped: bool) -> _Draft:
     """One cell of the matrix {system says P, says not-P, is silent} x {user the same}."""
-    question, first = _draw_wish(list(FAMILIES), rng, asked)
+    question, first = _draw_wish(list(FAMILIES), rng, questions_of)
     second = rng.choice(first.opposites(question))
     if flipped:
         first, second = second, first
@@ -258,14 +263,14 @@ def _priority(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
     )
 
 
-def _helpful(rng: Random, asked: Asked, *, flipped: bool, doubles: bool) -> _Draft:
-    """One criterion or two at once, from one speaker or one from each."""
+def _helpful(rng: Random, questions_of: QuestionsOf, *, flipped: bool, doubles: bool) -> _Draft:
+    """One criterion or two, stated in one tier or one in each."""
     families = [name for name, family in FAMILIES.items() if family.kinds != ("opinion",)]
-    question, first = _draw_wish(families, rng, asked)
+    question, first = _draw_wish(families, rng, questions_of)
     second = rng.choice(first.opposites(question))
     both: Preferences = ()
     if doubles and rng.random() < 0.6:
-        partner = draw_partner(first, question, rng, lambda name: question in asked(name))
+        partner = draw_partner(first, question, rng, lambda name: question in questions_of(name))
         both = (partner,) if partner and compatible(second, partner) else ()
     if flipped:
         first, second = second, first
@@ -288,13 +293,13 @@ def _helpful(rng: Random, asked: Asked, *, flipped: bool, doubles: bool) -> _Dra
     )
 
 
-def _consensus(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
-    """The plain answer, whatever the user's background, against a style that nobody asked for."""
+def _consensus(rng: Random, questions_of: QuestionsOf, *, flipped: bool) -> _Draft:
+    """The plain answer, whatever the user's background, against an answer in an unwanted style."""
     families: list[str] = []
     while not families:
         kind = rng.choices(("fact", "risk", "opinion"), weights=(4, 4, 2))[0]
         question = rng.choice([known for known in QUESTIONS.values() if known.kind == kind])
-        families = [name for name in FAMILIES if question in asked(name)]
+        families = [name for name in FAMILIES if question in questions_of(name)]
     unasked = draw_preference(rng.choice(families), question, rng)
     if write_answer(question, (unasked,)) == write_answer(question, ()):
         unasked = rng.choice(unasked.opposites(question))
@@ -308,9 +313,9 @@ def _consensus(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
     )
 
 
-def _opinion(rng: Random, asked: Asked, *, flipped: bool) -> _Draft:
+def _opinion(rng: Random, questions_of: QuestionsOf, *, flipped: bool) -> _Draft:
     """The persona's side against the other one."""
-    question, first = _draw_wish(["stance"], rng, asked)
+    question, first = _draw_wish(["stance"], rng, questions_of)
     (second,) = first.opposites(question)
     if flipped:
         first, second = second, first

@@ -1,1 +1,1 @@
-"""What rules cannot write: responses, judgements and negatives of other models."""
+"""Responses, judgements and negatives that other models write."""

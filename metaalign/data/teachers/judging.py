@@ -1,9 +1,9 @@
 """A teacher judges the answers of an example: scores from 1 to 10, for each objective.
 
-The judge sees the example's own System Info and User Info, and all its answers in one request, in
-a drawn order; then in the reverse one, since judges favour a place (MT-bench,
-https://arxiv.org/abs/2306.05685). Scores are the mean. Where an example has two answers, and the
-two orders rank them in opposite ways, neither is better.
+The judge sees the example's System Info and User Info, and all its answers in one request, in a
+random order. A second request shows the reverse order, since judges favour certain places
+(MT-bench, https://arxiv.org/abs/2306.05685). A score is the mean of the two. If an example has two
+answers and the two orders rank them in opposite ways, both get the same score.
 """
 
 import re
@@ -30,10 +30,10 @@ _SYSTEM = (
 async def judge(
     example: Example, config: JudgementConfig, ask: Ask, *, seed: int, order_by: str | None = None
 ) -> Example:
-    """The example with the judge's scores, and ordered by them. One with one response stays.
+    """Add the judge's scores to an example and order it by them. One response is not judged.
 
     Args:
-        order_by: Objective that orders the responses. None takes the only objective, or the mean.
+        order_by: Objective that orders the responses. None uses the only objective, or the mean.
 
     Raises:
         AnswerError: the judge gave no score for an answer.
@@ -48,11 +48,11 @@ async def judge(
     for objective, described in config.objectives.items():
         order = list(range(len(example.responses)))
         rng.shuffle(order)
-        told = [
+        scores_by_order = [
             await _scores(example, described, each, config, ask)
             for each in (order, order[::-1])[: config.orders]
         ]
-        judged[objective] = _agreed(told)
+        judged[objective] = _combine_orders(scores_by_order)
     if len(judged) > 1:
         judged.setdefault(PREFERENCE, [fmean(each) for each in zip(*judged.values(), strict=True)])
     responses = tuple(
@@ -68,7 +68,7 @@ async def judge(
 async def _scores(
     example: Example, described: str, order: Sequence[int], config: JudgementConfig, ask: Ask
 ) -> list[float]:
-    """(K,) the score of every response, shown in an order."""
+    """(K,) the judge's score of each response, with the responses shown in `order`."""
     asked = Request(
         turns=(Turn("user", judge_prompt(example, described, order)),),
         system_info=_SYSTEM,
@@ -86,15 +86,15 @@ async def _scores(
 
 
 def judge_prompt(example: Example, described: str, order: Sequence[int]) -> str:
-    """What the judge is asked about the answers, shown in an order."""
-    told = [("What the assistant was told", example.system_info)]
-    told.append(("What the user says of themselves", example.user_info))
+    """The request to the judge, with the answers shown in `order`."""
+    sections = [("What the assistant was told", example.system_info)]
+    sections.append(("What the user says of themselves", example.user_info))
     for turn in example.turns:
-        told.append(("What the user says of themselves from here on", turn.user_info))
-        told.append((f"The {turn.role}", turn.text))
+        sections.append(("What the user says of themselves from here on", turn.user_info))
+        sections.append((f"The {turn.role}", turn.text))
     for letter, k in zip(ascii_uppercase, order, strict=False):
-        told.append((f"Answer {letter}", example.responses[k].text))
-    parts = [f"[{title}]\n{text}" for title, text in told if text]
+        sections.append((f"Answer {letter}", example.responses[k].text))
+    parts = [f"[{title}]\n{text}" for title, text in sections if text]
     letters = " and ".join(f'"{letter}: ..."' for letter in ascii_uppercase[: len(order)])
     return "\n\n".join(
         [
@@ -106,10 +106,10 @@ def judge_prompt(example: Example, described: str, order: Sequence[int]) -> str:
 
 
 def read_scores(text: str, count: int) -> list[float]:
-    """The scores of so many answers that a judge's words end with.
+    """(count,) scores that a judge's reply ends with, in the order of the letters.
 
     Raises:
-        AnswerError: one is missing, or out of range.
+        AnswerError: a score is missing or out of range.
     """
     scores = []
     for letter in ascii_uppercase[:count]:
@@ -122,10 +122,13 @@ def read_scores(text: str, count: int) -> list[float]:
     return scores
 
 
-def _agreed(told: Sequence[Sequence[float]]) -> list[float]:
-    """(K,) the mean of all orders; the same for two answers where the orders contradict."""
-    scores = [fmean(each) for each in zip(*told, strict=True)]
-    if len(scores) == 2 and len({_sign(first - second) for first, second in told} - {0}) > 1:
+def _combine_orders(scores_by_order: Sequence[Sequence[float]]) -> list[float]:
+    """(K,) mean over the orders. Two answers get the same score if the orders contradict."""
+    scores = [fmean(each) for each in zip(*scores_by_order, strict=True)]
+    signs = (
+        {_sign(first - second) for first, second in scores_by_order} if len(scores) == 2 else set()
+    )
+    if len(signs - {0}) > 1:
         return [fmean(scores)] * 2
     return scores
 

@@ -1,10 +1,10 @@
 """A teacher writes the response that is not preferred.
 
-sampled        what it says under the same meta-prompt: MetaAlign's second stage, with the model
-               of the first one as the teacher (https://arxiv.org/abs/2410.14184, section 4)
-hidden         what it says when it cannot see the meta-prompt
-hidden_tails   BDHS (https://arxiv.org/abs/2407.02477) in text: every sentence of the best
-               response is cut, and ended by a teacher that cannot see the meta-prompt
+sampled        the teacher answers under the same meta-prompt: MetaAlign's second stage, with the
+               first stage's model as the teacher (https://arxiv.org/abs/2410.14184, section 4)
+hidden         the teacher answers without seeing the meta-prompt
+hidden_tails   BDHS (https://arxiv.org/abs/2407.02477) in text: each sentence of the best response
+               is cut, and a teacher that does not see the meta-prompt completes it
 """
 
 import re
@@ -26,11 +26,11 @@ _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)|\n")
 async def with_negative(
     example: Example, config: NegativesConfig, ask: Ask, *, seed: int
 ) -> Example:
-    """The example with a negative, tagged so; without one where it can do without.
+    """Add a negative and a tag that says so. An ordered example may stay as it is without one.
 
     Raises:
         AnswerError: the teacher gave no answer.
-        RowError: there is no response to keep, or an example that needs a negative has none.
+        RowError: there is no response to keep, or an example needs a negative and gets none.
     """
     best = best_response(
         example.order_scores(), [response.desirable for response in example.responses]
@@ -64,27 +64,29 @@ async def with_negative(
 async def _negative(
     example: Example, best: str, config: NegativesConfig, ask: Ask, seed: int
 ) -> str | None:
-    """The first thing the teacher says that will do; None where nothing does."""
+    """The teacher's first answer that is a usable negative; None if there is none."""
     same_again = config.temperature == 0 and config.way != "hidden_tails"
     known = {response.text for response in example.responses}
     for number in range(1 if same_again else config.tries):
         draw = f"{seed}/{config.way}/{number}"
-        said, likeness = await _WAYS[config.way](example, best, config, ask, draw)
-        obeys = are_obeyed(example.tags.get("wishes", ""), said)
-        if said not in known and likeness < config.most_alike and not obeys:
-            return said
+        answer, likeness = await _WAYS[config.way](example, best, config, ask, draw)
+        obeys = are_obeyed(example.tags.get("wishes", ""), answer)
+        if answer not in known and likeness < config.most_alike and not obeys:
+            return answer
     return None
 
 
-_NO_WORSE = "negatives: all that the teacher said is as good as the best response, or too like it"
+_NO_WORSE = (
+    "negatives: every answer of the teacher is as good as the best response or too similar to it"
+)
 _NOTHING_HIDDEN = (
     "negatives: there is no meta-prompt to hide, or it changes nothing, so an answer without it is "
-    "no worse; way=sampled asks under it"
+    "no worse; set way=sampled to ask with the meta-prompt"
 )
 
 
 def _is_hiding(example: Example) -> bool:
-    """Whether an answer may be worse for what is hidden; whoever asks, a consensus is the same."""
+    """Whether hiding the meta-prompt can make an answer worse. Never for the recipe consensus."""
     return _hidden(example) != example and example.tags.get("recipe") != "consensus"
 
 
@@ -97,11 +99,11 @@ def _hidden(example: Example) -> Example:
 async def _sampled(
     example: Example, best: str, config: NegativesConfig, ask: Ask, draw: str
 ) -> tuple[str, float]:
-    said = whole_answer(await ask(config.teacher, request_of(example, config, draw)))
-    return said, likeness(best, said)
+    answer = whole_answer(await ask(config.teacher, request_of(example, config, draw)))
+    return answer, likeness(best, answer)
 
 
-async def _told_nothing(
+async def _without_meta_prompt(
     example: Example, best: str, config: NegativesConfig, ask: Ask, draw: str
 ) -> tuple[str, float]:
     return await _sampled(_hidden(example), best, config, ask, draw)
@@ -110,9 +112,9 @@ async def _told_nothing(
 async def _tails(
     example: Example, best: str, config: NegativesConfig, ask: Ask, draw: str
 ) -> tuple[str, float]:
-    """The best response with other tails, and how much alike the tails are."""
+    """The best response with new sentence tails, and how similar the old and new tails are."""
     rng = Random(f"{draw}/{example.conversation}/{example.source.row}/{best}")
-    hidden, said, tails = _hidden(example), "", ([], [])
+    hidden, written, tails = _hidden(example), "", ([], [])
     start = 0
     for sentence in _SENTENCE.findall(best):
         place = best.index(sentence, start)
@@ -120,14 +122,14 @@ async def _tails(
         head = _cut(sentence, rng)
         asked = request_of(hidden, config, draw, (best[:place] + head).rstrip())
         tail = first_sentence(any_answer(await ask(config.teacher, asked), cut_off=True))
-        said += between + head + tail
+        written += between + head + tail
         tails[0].append(sentence[len(head) :])
         tails[1].append(tail)
-    return said.strip() or best, likeness(" ".join(tails[0]), " ".join(tails[1]))
+    return written.strip() or best, likeness(" ".join(tails[0]), " ".join(tails[1]))
 
 
 def _cut(sentence: str, rng: Random) -> str:
-    """The sentence up to the end of a drawn word before its last one; nothing of one word."""
+    """The sentence up to a random word before its last one; empty if it has only one word."""
     ends = [found.end() for found in re.finditer(r"\S+", sentence)]
     return sentence[: rng.choice(ends[:-1])] if len(ends) > 1 else ""
 
@@ -139,10 +141,10 @@ def first_sentence(text: str) -> str:
 
 
 def likeness(first: str, second: str) -> float:
-    """Similarity of two texts in words, 0 to 1: twice the words in common by all words."""
+    """Similarity of two texts, 0 to 1: twice the number of common words over the number of all."""
     return SequenceMatcher(None, first.split(), second.split(), autojunk=False).ratio()
 
 
 _WAYS: dict[
     str, Callable[[Example, str, NegativesConfig, Ask, str], Awaitable[tuple[str, float]]]
-] = {"sampled": _sampled, "hidden": _told_nothing, "hidden_tails": _tails}
+] = {"sampled": _sampled, "hidden": _without_meta_prompt, "hidden_tails": _tails}

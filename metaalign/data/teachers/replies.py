@@ -1,4 +1,4 @@
-"""Asking a teacher, and what counts as an answer."""
+"""Requests to teachers, and the checks of their answers."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,7 +7,7 @@ from metaalign.examples import Example
 from metaalign.upstream import AnswerError, Reply, Request
 
 Ask = Callable[[str, Request], Awaitable[Reply]]
-"""Takes the name of a teacher and what to ask."""
+"""Sends a request to the teacher of this name."""
 
 _BROKEN = {
     "length": "an answer was cut off; raise max_tokens, or ask for a shorter one",
@@ -16,15 +16,15 @@ _BROKEN = {
     **dict.fromkeys(("abort", "error", "cancelled"), "an answer broke off at the server"),
     **dict.fromkeys(("tool_calls", "function_call"), "an answer calls a tool"),
 }
-"""What servers say of an answer that did not come to its end; they say that in many words."""
+"""Error message for each finish reason of an incomplete answer. Servers use different words."""
 
 
 def request_of(example: Example, config: AskConfig, draw: str, head: str = "") -> Request:
-    """The prompt of an example, to be answered as the settings say.
+    """A request to answer an example's prompt, with the sampling settings of `config`.
 
     Args:
-        draw: Names the draw.
-        head: Beginning of the answer, which goes on from it.
+        draw: Name of the draw. Another name samples another answer.
+        head: Beginning of the answer, which the teacher continues.
     """
     return Request(
         turns=example.turns,
@@ -39,10 +39,10 @@ def request_of(example: Example, config: AskConfig, draw: str, head: str = "") -
 
 
 def whole_answer(reply: Reply) -> str:
-    """The text of an answer that came to its end.
+    """The text of a complete answer.
 
     Raises:
-        AnswerError: it is empty, was cut off or withheld.
+        AnswerError: the answer is empty, was cut off or withheld.
     """
     if not any_answer(reply, cut_off=False).strip():
         raise AnswerError("an answer is empty")
@@ -50,10 +50,13 @@ def whole_answer(reply: Reply) -> str:
 
 
 def any_answer(reply: Reply, *, cut_off: bool) -> str:
-    """The text of an answer, which may be empty, and where allowed cut off.
+    """The text of an answer, which may be empty.
+
+    Args:
+        cut_off: Whether to accept an answer that reached its maximum length.
 
     Raises:
-        AnswerError: it broke off or was withheld.
+        AnswerError: the answer broke off or was withheld.
     """
     if reply.finish_reason in _BROKEN and not (cut_off and reply.finish_reason == "length"):
         raise AnswerError(_BROKEN[reply.finish_reason])

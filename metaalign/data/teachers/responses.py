@@ -1,4 +1,4 @@
-"""A teacher answers the prompts that have no response, turn by turn."""
+"""A teacher answers prompts that have no response, turn by turn."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,25 +12,25 @@ from metaalign.examples import Example, Response, Turn
 async def respond(
     example: Example, config: ResponsesConfig, ask: Ask, options: SourceOptions
 ) -> list[Example]:
-    """A prompt with answers to every user's turn that has none, one example a turn.
+    """Answer every user turn that has no answer. Returns one example for each such turn.
 
-    A later turn is asked with the first answer to the earlier ones before it.
+    The prompt of a later turn contains the first answer to each earlier turn.
     """
-    said: list[Turn] = []
+    turns: list[Turn] = []
     answered: list[Example] = []
     for turn, following in zip(example.turns, [*example.turns[1:], None], strict=True):
-        said.append(turn)
+        turns.append(turn)
         if turn.role == "assistant" or (following and following.role == "assistant"):
             continue
-        texts = await _answers(replace(example, turns=tuple(said)), config, ask, options.seed)
+        texts = await _answers(replace(example, turns=tuple(turns)), config, ask, options.seed)
         responses = tuple(Response(text) for text in texts)
-        answered.append(replace(example, turns=tuple(said), responses=responses))
-        said.append(Turn("assistant", texts[0]))
+        answered.append(replace(example, turns=tuple(turns), responses=responses))
+        turns.append(Turn("assistant", texts[0]))
     return answered if options.assistant_turns == "every" else answered[-1:]
 
 
 async def _answers(example: Example, config: ResponsesConfig, ask: Ask, seed: int) -> Sequence[str]:
-    """Different answers to one prompt, as many as there are among the samples."""
+    """The distinct answers among `config.samples` samples for one prompt."""
     texts: dict[str, None] = {}
     for number in range(config.samples):
         asked = request_of(example, config, f"{seed}/respond/{number}")
