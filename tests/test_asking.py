@@ -133,7 +133,7 @@ def test_a_server_that_would_not_go_on_from_a_head_is_refused_before_it_is_asked
     source = {"path": str(file), "negatives": {"teacher": "t", "way": "hidden_tails"}}
     cards = [{"id": "metaalign", "object": "model", "created": 0, "owned_by": "openai"}]
     with served(lambda _, __: "x", cards=cards) as server:
-        with pytest.raises(UpstreamError, match=r"calls itself 'openai'\. Set way=hidden"):
+        with pytest.raises(UpstreamError, match=r"names its owner 'openai'\. Set way=hidden"):
             prepare_store(config_of(tmp_path, server.url, sources=[source]))
         assert server.asked == []
 

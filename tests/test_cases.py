@@ -104,7 +104,9 @@ def test_best_constant_by_hand():
 
 
 def test_a_ratio_that_holds_nothing_out_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"held_out_ratio \(0.0001\) holds no question"):
+    with pytest.raises(
+        ConfigError, match=r"held_out_ratio \(0.0001\) holds out no question of the family"
+    ):
         write_cases(RecipesConfig(held_out_ratio=0.0001, cases=60), seed=0)
 
 

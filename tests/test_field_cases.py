@@ -29,9 +29,11 @@ def field_cases(shared_data: Path) -> Path:
 
 def read_case(file: Path, format: str = "auto", **options: Any) -> FileRead:
     name = str(file)
-    is_told = format != "auto"
-    told = format if is_told else detect_format(read_records(file), name)
-    result = read_rows(read_records(file), name, told, SourceOptions(is_told=is_told, **options))
+    format_is_set = format != "auto"
+    told = format if format_is_set else detect_format(read_records(file), name)
+    result = read_rows(
+        read_records(file), name, told, SourceOptions(format_is_set=format_is_set, **options)
+    )
     assert result.rows == result.used + len(result.bad)
     return result
 

@@ -12,7 +12,7 @@ import pytest
 
 from metaalign.config import PrepareConfig
 from metaalign.config.prepare import DatasetConfig
-from metaalign.data.sources.hub import fingerprint, load, name_of, told
+from metaalign.data.sources.hub import content_identity, fingerprint, load, name_of
 from metaalign.data.sources.outcome import BadRow
 from metaalign.data.work.parts import plan_parts, read_part, split_parts
 from metaalign.errors import DataError
@@ -117,8 +117,8 @@ def test_a_value_that_cannot_be_read_costs_its_own_row(
     assert [(row.row, row.reason.partition(": ")[0]) for row in bad] == [
         (place, "a value cannot be read")
     ]
-    first = told(DatasetConfig(**dataset))
-    assert first == told(DatasetConfig(**dataset))
+    first = content_identity(DatasetConfig(**dataset))
+    assert first == content_identity(DatasetConfig(**dataset))
 
 
 def test_a_data_set_that_is_not_there_is_told(tmp_path: Path) -> None:

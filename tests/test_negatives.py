@@ -185,7 +185,7 @@ def test_tails_are_compared_without_their_heads() -> None:
     """The heads are equal in any case; of a long answer with one new word they would decide."""
     best = "One two three four five six seven eight nine yes."
     ask, asked = saying(lambda request, _: best[len(request.head) :])
-    with pytest.raises(RowError, match="too like it"):
+    with pytest.raises(RowError, match="too similar to it"):
         made(ask, example(Response(best)), way="hidden_tails")
     assert len(asked) == 3
     assert len({each.head for each in asked}) > 1  # cut elsewhere each time

@@ -101,9 +101,9 @@ def test_a_share_of_lost_texts_above_the_limit_names_tokenizer_text_and_remedy(
         prepared(tmp_path)
     assert str(error.value) == (
         f"{tmp_path}/rows.jsonl: the tokenizer /letters does not give back 1 of 54 texts that were "
-        "checked, more than max_lost_text_ratio 0.01 allows. '🙂🙂' comes back as ''. What it "
-        "loses can be neither learned nor answered: give a tokenizer.path that knows these "
-        "characters, leave it out to train one that knows all, or raise max_lost_text_ratio"
+        "checked, more than max_lost_text_ratio 0.01 allows. '🙂🙂' comes back as ''. A "
+        "model can neither read nor write what the tokenizer loses: set a tokenizer.path that has "
+        "these characters, leave it out to train one that has all, or raise max_lost_text_ratio"
     )
 
 

@@ -110,7 +110,7 @@ def test_an_unanswered_row_does_not_make_an_answered_file_bare_prompts(bare: dic
         "beside the prompt stands completion, which may be an answer; where nobody has answered, "
         "set format=prompts"
     }
-    told = read("prompts", *rows, is_told=True)
+    told = read("prompts", *rows, format_is_set=True)
     assert (told.used, len(told.bad), told.ignored) == (10, 0, {"completion": 9})
     assert read("prompts", {"query": "Hi", "context": "there"}).used == 1
 

@@ -105,7 +105,7 @@ def test_the_command_shows_a_store_or_says_what_is_wrong(store: TokenStore, tmp_
     assert "example 3 · b.jsonl, row 0" in told
     main([str(store.path), "--page", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").exists()
-    with pytest.raises(SystemExit, match="--example: there is no 9; the last one is 3"):
+    with pytest.raises(SystemExit, match="--example: there is no example 9; the last one is 3"):
         main([str(store.path), "--example", "9"])
     with pytest.raises(SystemExit, match="does not exist; run the prepare job first"):
         main([str(tmp_path / "none")])

@@ -1,7 +1,7 @@
-"""A token store to look at: manifest, lengths, and examples in colour, for terminals and as a page.
+"""Shows a token store in a terminal or as a page: manifest, lengths, and examples in colour.
 
-A colour is a tier; white on it is a token that no text can make; underlined is what a loss is taken
-on. Knows no Ray.
+Each tier has a colour. Special tokens are white on it, and targets of the loss are underlined.
+Does not import Ray.
 """
 
 import argparse
@@ -26,22 +26,22 @@ from metaalign.store.token_store import TokenStore
 from metaalign.template import TIERS
 
 _LEFT_OUT = ("quarantined", *LEFT_OUT)
-"""Counts of the ledger that are shown only where something was left out."""
+"""Counts of the ledger that are shown only if some source left something out."""
 
-_TOLD = {"meta_prompts", "sequence_histogram", "shared_prefix"}
-"""What manifests did not hold at first."""
+_NEEDED = {"meta_prompts", "sequence_histogram", "shared_prefix"}
+"""Keys that the manifests of earlier versions lack."""
 
 _BAR_WIDTH = 40
 _PAGE_WIDTH = 110
 
 
 def look(store: TokenStore, examples: Sequence[int]) -> Group:
-    """The whole view of a store and of some of its examples.
+    """The view of a store and of some of its examples.
 
     Raises:
-        DataError: an earlier version prepared the store, and told less of it.
+        DataError: an earlier version prepared the store, and its manifest lacks keys.
     """
-    if not store.manifest.keys() >= _TOLD:
+    if not store.manifest.keys() >= _NEEDED:
         raise DataError(
             f"{store.path}: an earlier version prepared this token store; prepare it again to look "
             "at it"
@@ -53,7 +53,7 @@ def look(store: TokenStore, examples: Sequence[int]) -> Group:
 
 
 def choose_examples(store: TokenStore, count: int) -> list[int]:
-    """Up to `count` examples, of as many recipes, source files and splits as can be."""
+    """Up to `count` examples, from as many recipes, source files and splits as possible."""
     looked_at = _spread(len(store))
     some = store.subset(looked_at)
     kinds: dict[tuple[str, str, str], list[int]] = {}
@@ -67,12 +67,12 @@ def choose_examples(store: TokenStore, count: int) -> list[int]:
 
 
 def _spread(size: int, most: int = 2_000) -> list[int]:
-    """Places all over a store, so that a large one is not walked."""
+    """Evenly spaced places in a store, so that not every example of a large one is read."""
     return [int(place) for place in np.unique(np.linspace(0, size - 1, min(size, most)))]
 
 
 def write_page(store: TokenStore, file: Path, examples: Sequence[int]) -> None:
-    """The view as one HTML page."""
+    """Write the view as one HTML page."""
     console = Console(record=True, width=_PAGE_WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(look(store, examples))
     file.write_text(console.export_html(), encoding="utf-8")
@@ -109,7 +109,7 @@ def _listed(counts: dict[str, int], most: int = 8) -> str:
 
 
 def _ledger(store: TokenStore) -> Table:
-    table = Table(title="where its examples come from", title_justify="left")
+    table = Table(title="sources of the examples", title_justify="left")
     table.add_column("source", overflow="fold")
     ledger = store.manifest["ledger"]
     names = ["rows", *(name for name in _LEFT_OUT if any(entry.get(name) for entry in ledger))]
@@ -122,7 +122,7 @@ def _ledger(store: TokenStore) -> Table:
 
 
 def _lengths(store: TokenStore) -> Table:
-    """How many sequences, a prompt and one response each, have at most so many tokens."""
+    """The number of sequences (a prompt and one response) by length."""
     bins = dict(store.manifest["sequence_histogram"])
     longest, highest = bins.pop("longest"), max(bins.values())
     table = Table(title="tokens of a prompt and one response", title_justify="left")
@@ -137,24 +137,24 @@ def _lengths(store: TokenStore) -> Table:
 
 
 def _legend() -> Text:
-    text = Text("\nA tier has a colour: ")
+    text = Text("\nEach tier has a colour: ")
     for tier, style in TIER_STYLES.items():
         text.append(tier, style=style)
         text.append(", ")
-    text.append("a token that no text can make is ").append("white on it", style="white on blue")
-    text.append(", and what a loss is taken on is ").append("underlined", style="underline")
+    text.append("special tokens are ").append("white on it", style="white on blue")
+    text.append(", and targets of the loss are ").append("underlined", style="underline")
     return text.append(".")
 
 
 def _example(store: TokenStore, example: int, number: int) -> Panel:
     columns = store.columns
     tags = {name: tag for name, tag in store.tags(example).items() if tag}
-    told = " · ".join([f"{name} {tag}" for name, tag in tags.items()])
+    subtitle = " · ".join([f"{name} {tag}" for name, tag in tags.items()])
     file = str(columns.source_file[example]).rpartition("/")[2]
     title = f"example {number} · {file}, row {columns.source_row[example]}"
     return Panel(
         Group(*_prompt(store, example), *_responses(store, example)),
-        title=Text(title), title_align="left", subtitle=Text(told), subtitle_align="left",
+        title=Text(title), title_align="left", subtitle=Text(subtitle), subtitle_align="left",
     )  # fmt: skip
 
 
@@ -176,24 +176,30 @@ def _responses(store: TokenStore, example: int) -> Iterator[Text]:
     desirable = [{1: True, 0: False}.get(int(mark)) for mark in columns.desirable[places]]
     best = best_response(scores, desirable)
     for k, (score, mark) in enumerate(zip(scores, desirable, strict=True)):
-        told = [f"response {k + 1} of {len(scores)}"]
-        told += [] if score is None else [f"score {score:g}"]
-        told += [] if mark is None else ["desirable" if mark else "undesirable"]
-        told += ["SFT trains this one"] if k == best else []
-        yield Text(" · ".join(told), style="dim italic")
+        notes = [f"response {k + 1} of {len(scores)}"]
+        notes += [] if score is None else [f"score {score:g}"]
+        notes += [] if mark is None else ["desirable" if mark else "undesirable"]
+        notes += ["SFT trains this one"] if k == best else []
+        yield Text(" · ".join(notes), style="dim italic")
         ids = store.response(example, k)
         yield tokens_as_text(store.template, ids, "response", style="underline")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m metaalign.data.view PATH`."""
+    """The command `python -m metaalign.data.view PATH`."""
     parser = argparse.ArgumentParser(
-        prog="python -m metaalign.data.view", description="Look at a token store."
+        prog="python -m metaalign.data.view", description="Show a token store."
     )
     parser.add_argument("path", type=Path, help="the store's folder")
-    parser.add_argument("--examples", type=int, default=4, metavar="N", help="how many to show")
     parser.add_argument(
-        "--example", type=int, action="append", metavar="NUMBER", help="one to show, from 0"
+        "--examples", type=int, default=4, metavar="N", help="number of examples to show"
+    )
+    parser.add_argument(
+        "--example",
+        type=int,
+        action="append",
+        metavar="NUMBER",
+        help="an example to show, counted from 0",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page instead")
     given = parser.parse_args(arguments)
@@ -203,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unknown = [example for example in chosen if not 0 <= example < len(store)]
         if unknown:
             raise DataError(
-                f"--example: there is no {unknown[0]}; the last one is {len(store) - 1}"
+                f"--example: there is no example {unknown[0]}; the last one is {len(store) - 1}"
             )
         if given.page is not None:
             write_page(store, given.page, chosen)

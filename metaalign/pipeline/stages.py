@@ -114,7 +114,7 @@ def _prepare(settings: PrepareConfig) -> Stage:
         with suppress(DataError, StorageError):
             files += [] if source.path is None else find_files(source.path)
             if source.dataset is not None:
-                names.append(hub.told(source.dataset))
+                names.append(hub.content_identity(source.dataset))
     reads = [file for file in files if isinstance(file, Path)]
     names += [f"{file} {file_fingerprint(file)}" for file in files if not isinstance(file, Path)]
     tokenizer = settings.tokenizer.path

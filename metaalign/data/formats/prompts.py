@@ -129,7 +129,7 @@ def read_query(row: Mapping[str, Any], source: Source, options: SourceOptions) -
     format; then it is told to be not read.
     """
     other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
-    if other and not options.is_told:
+    if other and not options.format_is_set:
         raise RowError(
             f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
             "nobody has answered, set format=prompts"

@@ -1,1 +1,1 @@
-"""Files and data sets in, rows out. Knows no shape of a row."""
+"""Files and data sets in, rows out. Independent of the shapes of rows."""

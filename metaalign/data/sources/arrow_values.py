@@ -1,7 +1,7 @@
-"""Rows of Arrow tables as plain values: texts, numbers, lists and objects, as JSON would have them.
+"""Converts rows of Arrow tables to values of JSON: texts, numbers, lists and objects.
 
-Decimals become numbers, maps objects with texts as keys, and binary columns texts; dates, times and
-UUIDs become their usual texts, and a number that is none becomes null. Knows no file.
+Decimals become numbers, maps become objects with text keys, and binary values become texts. Dates,
+times and UUIDs become their usual texts, and NaN becomes null. Reads no file.
 """
 
 import datetime
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.types as kinds
 
 UNREADABLE = (ValueError, OverflowError, KeyError, pa.ArrowException)
-"""What a text that is not UTF-8, a date of the year 9,000,000 and a map with a key twice raise."""
+"""Errors of text that is not UTF-8, a date in the year 9,000,000, or a map with a repeated key."""
 
 _PLAIN = (
     kinds.is_boolean,
@@ -27,7 +27,7 @@ _PLAIN = (
 
 
 def plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """Each row of a batch; in place of one with a value that cannot be read, why."""
+    """Each row of a batch, or the error if one of its values cannot be read."""
     other = [field.name for field in batch.schema if not _is_plain(field.type)]
     for place in range(batch.num_rows):
         try:
@@ -41,7 +41,7 @@ def plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether its values are plain as they are."""
+    """Whether values of this type need no conversion."""
     if kinds.is_dictionary(kind) or kinds.is_run_end_encoded(kind):
         return _is_plain(kind.value_type)  # pyright: ignore[reportAttributeAccessIssue]
     if kinds.is_map(kind) or isinstance(kind, pa.BaseExtensionType):

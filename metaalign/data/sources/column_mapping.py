@@ -1,11 +1,11 @@
-"""Columns of any table -> the keys that formats read, as a source's `columns` say.
+"""Renames the columns of any table to the keys that formats read, by a source's `columns`.
 
     columns      {"prompt": "data.question", "chosen": "answers.0.text", "rejected": "worse"}
     source row   {"data": {"question": "Hi"}, "answers": [{"text": "Hello!"}], "worse": "Go.",
                   "id": 7}
     mapped row   {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."}, and "id" is unread
 
-Knows no format.
+Independent of the formats.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ from metaalign.data.sources.records import Record
 from metaalign.errors import DataError, RowError, did_you_mean
 
 _KEYS = {"system_info": "system"}
-"""What formats call a name of `columns`, where it is another word."""
+"""Names of `columns` whose key in the formats is another word."""
 
 _ABSENT = object()
 _MOST_NAMES = 100
 
 
 def mapped_records(records: Iterable[Record], columns: ColumnsConfig | None) -> Iterator[Record]:
-    """The records, each by the names of `columns`. One that is no object stays as it is."""
+    """Rename each record's columns. A record that is no object stays unchanged."""
     if columns is None:
         yield from records
         return
@@ -39,14 +39,14 @@ def mapped_records(records: Iterable[Record], columns: ColumnsConfig | None) -> 
 
 
 def map_row(row: Mapping[str, Any], columns: ColumnsConfig) -> dict[str, Any]:
-    """A row by the names of `columns`. What it has none of is left out."""
+    """Rename a row's columns. A name whose column the row lacks is left out."""
     return _mapped(row, _plan(columns))
 
 
 class _Plan(NamedTuple):
     named: Mapping[str, str | tuple[str, ...]]
     taken: frozenset[str]
-    """Names of a row's columns that are read under another name."""
+    """Columns of a row that are read under another name."""
 
 
 def _plan(columns: ColumnsConfig) -> _Plan:
@@ -70,7 +70,7 @@ def _mapped(row: Mapping[str, Any], plan: _Plan) -> dict[str, Any]:
 
 
 def _drop_absent(mapped: dict[str, Any], named: Mapping[str, str | tuple[str, ...]]) -> None:
-    """Leave out answers that a row does not have, with their scores."""
+    """Remove answers that the row lacks, and their scores."""
     if not isinstance(named.get("responses"), tuple):
         return
     there = [answer is not None for answer in mapped["responses"]]
@@ -86,7 +86,7 @@ def _values(row: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    """What stands under a column's name, or where its dots lead to."""
+    """The value of a column with this name, or at the path that the name's dots describe."""
     if column in row:
         return row[column]
     value: Any = row
@@ -101,7 +101,7 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _unread(row: Mapping[str, Any], plan: _Plan) -> tuple[str, ...]:
-    """What is told of the columns that hold something and are left out."""
+    """Names, for the ledger, of the columns that have a value and are not read."""
     named, taken = plan
     return tuple(
         f"{key} (columns.{key} is {named[key]!r})" if key in named else key
@@ -113,13 +113,13 @@ def _unread(row: Mapping[str, Any], plan: _Plan) -> tuple[str, ...]:
 
 
 def check_columns(records: Iterable[Record], name: str, columns: ColumnsConfig) -> None:
-    """See that every column of `columns` is in some row. Reads no further than that takes.
+    """Check that some row has each column of `columns`. Stops reading once all were found.
 
     Args:
-        name: Of the file, for the error.
+        name: Name of the file, for the error.
 
     Raises:
-        DataError: names the columns that no row has, and those that there are.
+        DataError: no row has a column. The message names these, and the columns that exist.
     """
     missing = {column: name for name, column in columns.each()}
     known: dict[str, None] = {}
@@ -134,17 +134,17 @@ def check_columns(records: Iterable[Record], name: str, columns: ColumnsConfig) 
         if len(known) < _MOST_NAMES:
             known.update(dict.fromkeys(column_names(row)))
     if not known:
-        return  # no row is an object with keys, which is told when the format is
-    told = (
+        return  # no row is an object with keys; detecting the format raises an error for that
+    problems = (
         f"no row has the column {column!r} that columns.{what} names"
         f"{did_you_mean(column, [*known])}"
         for column, what in missing.items()
     )
-    raise DataError(f"{name}: {'; '.join(told)}; its columns are {', '.join(known)}")
+    raise DataError(f"{name}: {'; '.join(problems)}; its columns are {', '.join(known)}")
 
 
 def column_names(row: Mapping[str, Any]) -> Iterator[str]:
-    """The names by which `columns` may mean what a row holds, those in objects and lists too."""
+    """All names that `columns` may use for a row's values, including those in objects and lists."""
     for key, value in row.items():
         yield key
         yield from (f"{key}.{within}" for within in _names_within(value))

@@ -1,6 +1,6 @@
-"""CSV and TSV: rows of cells under a header; a broken quote costs the rows that it touches.
+"""Parses CSV and TSV with a header. A broken quote loses only the rows that it affects.
 
-Knows no file and no shape of record.
+Reads lines, not files. Independent of the shapes of rows.
 """
 
 import csv
@@ -12,25 +12,25 @@ from metaalign.errors import DataError
 
 _DELIMITERS = ",\t;"
 _LONGEST_ROW = 2_000
-"""Lines of a row at most; a quote that is open for longer was never closed."""
+"""Maximum number of lines of a row. A quote that is open for longer is taken as never closed."""
 _TRUSTED_ROWS = 3
-"""Rows that must follow each other without a fault before reading goes on after a broken one."""
+"""Number of consecutive valid rows required to resume after a broken one."""
 _READ_AGAIN = 1_000_000
-"""Lines that are read more than once, in search of where rows go on, before a file is given up."""
+"""Maximum number of lines read again to find valid rows before the file is refused."""
 
 
 class CsvRow(NamedTuple):
-    """A row of a CSV file: the line that it begins at, from 0, and its cells by column."""
+    """A row of a CSV file: its first line, from 0, and its cells by column."""
 
     line: int
     cells: dict[str, str | None] | None
-    """None for an empty cell."""
+    """None if the row has a problem. An empty cell is None."""
     problem: str
     text: str
 
 
 def is_header(line: bytes) -> bool:
-    """Whether a file's first line may be a CSV file's: several distinct names, nothing else."""
+    """Whether a line can be the header of a CSV file: several distinct printable names."""
     try:
         text = line.decode("utf-8").strip()
         cells = next(csv.reader([text], delimiter=_delimiter(text)), [])
@@ -40,13 +40,13 @@ def is_header(line: bytes) -> bool:
 
 
 def csv_rows(lines: Iterator[str], name: str) -> Iterator[CsvRow]:
-    """Every row below the header. Blank lines are none.
+    """Every row below the header. Blank lines are skipped.
 
-    A row with another number of cells than the header is refused as it stands. One with a broken
-    quote is refused with all lines after it up to where rows go on without a fault.
+    A row with another number of cells than the header gets a problem. So does a row with a broken
+    quote; it then includes all lines up to the next valid rows.
 
     Raises:
-        DataError: the header is no header, or quotes are broken all over the file.
+        DataError: the header is not valid, or too many lines have broken quotes.
     """
     csv.field_size_limit(sys.maxsize)
     taken = _Lines(lines)
@@ -70,7 +70,7 @@ def csv_rows(lines: Iterator[str], name: str) -> Iterator[CsvRow]:
 
 
 def _header(lines: "_Lines", name: str) -> tuple[list[str], str]:
-    """The names of the columns, and what stands between two."""
+    """The names of the columns, and the delimiter."""
     first = next((line for line in lines if line.strip()), "")
     lines.go_to(max(0, lines.number - 1))
     delimiter = _delimiter(first)
@@ -89,7 +89,7 @@ def _delimiter(header: str) -> str:
 
 
 def _next_row(lines: "_Lines", delimiter: str) -> tuple[list[str] | None, str]:
-    """The cells of the next row and what is wrong with it; None and nothing at the end."""
+    """The cells of the next row, or None and its problem. None and an empty text at the end."""
     lines.begin_row()
     try:
         return next(csv.reader(lines, delimiter=delimiter, strict=True)), ""
@@ -100,7 +100,7 @@ def _next_row(lines: "_Lines", delimiter: str) -> tuple[list[str] | None, str]:
 
 
 def _count_broken(lines: "_Lines", delimiter: str, width: int, name: str) -> int:
-    """Lines from a broken row's first to where rows go on, which is where reading stands then."""
+    """Number of lines from a broken row's first to the next valid rows. Moves reading there."""
     first = lines.row
     quoted = lines.text(first).startswith('"')
     resume, again = first, 0
@@ -117,7 +117,7 @@ def _count_broken(lines: "_Lines", delimiter: str, width: int, name: str) -> int
 
 
 def _rows_follow(lines: "_Lines", delimiter: str, width: int, *, quoted: bool) -> bool:
-    """Whether only whole rows follow from here, as far as one looks, or nothing does."""
+    """Whether the next rows are all valid, or the file ends."""
     for _ in range(_TRUSTED_ROWS):
         cells, fault = _next_row(lines, delimiter)
         if cells is None and not fault:
@@ -130,19 +130,19 @@ def _rows_follow(lines: "_Lines", delimiter: str, width: int, *, quoted: bool) -
 
 
 class _Lines:
-    """The lines of a file, to which one can go back."""
+    """An iterator over lines that can go back to earlier lines."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._unread = lines
         self._kept: list[str] = []
         self._first = 0
-        """The number of the first line that is kept."""
+        """Number of the first line that is kept."""
 
         self.number = 0
-        """Of the next line, from 0."""
+        """Number of the next line, from 0."""
 
         self.row = 0
-        """Of the first line of the row that is read."""
+        """Number of the current row's first line."""
 
     def __iter__(self) -> "_Lines":
         return self
@@ -157,18 +157,18 @@ class _Lines:
         return self._kept[place]
 
     def begin_row(self) -> None:
-        """The next line is the first of a row."""
+        """Mark the next line as the first of a row."""
         self.row = self.number
 
     def text(self, since: int) -> str:
-        """All lines from one up to where reading stands."""
+        """The text of all lines from `since` up to the next line."""
         return "".join(self._kept[since - self._first : self.number - self._first])
 
     def go_to(self, number: int) -> None:
-        """Read on from an earlier line, or from the one that comes next."""
+        """Continue at an earlier line, or at most at the first line that was not read yet."""
         self.number = min(number, self._first + len(self._kept))
 
     def forget(self) -> None:
-        """What was read will not be gone back to."""
+        """Drop the lines that were read. `go_to` cannot return to them."""
         del self._kept[: self.number - self._first]
         self._first = self.number

@@ -1,6 +1,6 @@
-"""Which kind of file this is, told by its first bytes: JSON lines, an array, CSV or Parquet.
+"""Detects the kind of a file from its first bytes: JSON lines, a JSON array, CSV or Parquet.
 
-Reads no file.
+Reads no file itself.
 """
 
 import json
@@ -14,7 +14,7 @@ from metaalign.errors import DataError
 Kind = Literal["lines", "array", "object", "csv", "parquet"]
 
 HEAD_BYTES = 1 << 16
-"""Bytes that are looked at."""
+"""Number of first bytes that are examined."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_MAGIC = b"PAR1"
@@ -22,19 +22,19 @@ _OTHER_MAGIC = (b"ARROW1", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zX
 _WANTED = "expected JSON lines, one JSON array, CSV or Parquet, plain or gzip"
 _LINES_LOOKED_AT = 20
 _LONGEST_WORD = 16
-"""Characters before the end of a text that is cut off, in which a word may be."""
+"""A parse error this close to the end of a cut-off text may be due to a word cut in two."""
 
 
 def kind_of(head: bytes, name: str) -> Kind:
-    """The kind of a file with these first bytes, HEAD_BYTES of them where it has as many.
+    """The kind of a file with these first bytes: HEAD_BYTES of them, or all if it is shorter.
 
-    An `object` is a JSON object that goes over several lines.
+    An `object` is a JSON object that spans several lines.
 
     Args:
-        name: Of the file, for the error.
+        name: Name of the file, for the error.
 
     Raises:
-        DataError: it is of none.
+        DataError: the file is of no known kind.
     """
     begun = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     if not begun:
@@ -58,10 +58,10 @@ def kind_of(head: bytes, name: str) -> Kind:
 
 
 def _is_spread(begun: bytes, *, whole: bool) -> bool:
-    """Whether the file begins with a JSON object that goes over several lines.
+    """Whether the file begins with a JSON object that spans several lines.
 
     Args:
-        whole: Whether these are all of its bytes.
+        whole: Whether `begun` is the whole file.
     """
     first, newline, _ = begun.partition(b"\n")
     if not newline or not first.startswith(b"{"):
@@ -77,6 +77,6 @@ def _is_spread(begun: bytes, *, whole: bool) -> bool:
 
 
 def _mostly_json(lines: Sequence[bytes]) -> bool:
-    """Whether the first lines are JSON, as below a first line that is broken."""
+    """Whether most of these lines begin as JSON, so that only the first line is broken."""
     looked_at = [line.strip() for line in lines if line.strip()][:_LINES_LOOKED_AT]
     return sum(line.startswith(b"{") for line in looked_at) > len(looked_at) / 2

@@ -1,6 +1,6 @@
-"""Which files a path, a glob or a URI names, and what tells that they have changed.
+"""Finds the files of a path, a glob or a URI, and computes their fingerprints.
 
-Knows neither what is in them nor any shape of record.
+Independent of the files' kinds and the shapes of rows.
 """
 
 import glob
@@ -16,11 +16,11 @@ from metaalign.folders import Folder, Remote, files_below, modified, open_folder
 
 
 def find_files(pattern: str) -> Sequence[Folder]:
-    """The files that a path, a URI or a glob of either names, sorted.
+    """The files that match a path, a URI, or a glob of either, sorted.
 
     Raises:
-        DataError: there is none.
-        StorageError: object storage could not be asked.
+        DataError: no file matches.
+        StorageError: object storage cannot be read.
     """
     files = _remote_files(pattern) if "://" in pattern else _local_files(pattern)
     if files:
@@ -30,15 +30,15 @@ def find_files(pattern: str) -> Sequence[Folder]:
 
 
 def file_fingerprint(file: Folder) -> str:
-    """The sha256 of a file's content; of a file in object storage, its name, size and time.
+    """The sha256 of a file's content. In object storage, that of its name, size and time instead.
 
     Raises:
-        DataError: it cannot be read.
-        StorageError: object storage could not be asked.
+        DataError: the file cannot be read.
+        StorageError: object storage cannot be read.
     """
     if isinstance(file, Remote):
-        told = f"{file}\n{size_of(file)}\n{modified(file)}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        state = f"{file}\n{size_of(file)}\n{modified(file)}"
+        return hashlib.sha256(state.encode()).hexdigest()
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face library: loaded on the driver, handed to tasks as Parquet.
+"""Loads data sets of the Hugging Face library on the driver, and writes them as Parquet for tasks.
 
-Tasks on other nodes do not see the cache that the driver loads into.
+Tasks on other nodes cannot read the cache that the driver loads into.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from metaalign.errors import DataError
 
 _ROWS_A_GROUP = 1_000
 _ROWS_LOOKED_AT = 100
-"""Rows that the format is told of, before any task reads one."""
+"""Number of rows from which the format is detected, before any task reads one."""
 
 
 def load(config: DatasetConfig) -> datasets.Dataset:
-    """The rows of a split, from the hub, a folder of data files, or what `save_to_disk` wrote.
+    """Load a split from the hub, a folder of data files, or a folder that `save_to_disk` wrote.
 
     Raises:
-        DataError: there is no such data set, configuration or split, or it cannot be read.
+        DataError: the data set, configuration or split does not exist or cannot be read.
     """
     try:
         if _is_saved(Path(config.name)):
@@ -40,7 +40,7 @@ def load(config: DatasetConfig) -> datasets.Dataset:
 
 
 def first_records(dataset: datasets.Dataset) -> Iterator[Record]:
-    """The first rows, as they are read of the Parquet file; a bad value is its own row's."""
+    """The first rows, as the Parquet file gives them. A bad value affects only its own row."""
     for table in dataset.with_format("arrow").iter(batch_size=_ROWS_LOOKED_AT):
         (batch,) = table.combine_chunks().to_batches()  # pyright: ignore
         yield from table_records(0, batch)
@@ -62,27 +62,27 @@ def _saved_split(config: DatasetConfig) -> datasets.Dataset:
     return found[config.split]
 
 
-def told(config: DatasetConfig) -> str:
-    """Its name and what it holds now."""
+def content_identity(config: DatasetConfig) -> str:
+    """The data set's name and the fingerprint of its current content."""
     return f"{name_of(config)} {fingerprint(load(config))}"
 
 
 def name_of(config: DatasetConfig) -> str:
-    """As it is shown."""
+    """The name under which a data set is shown in errors and sources."""
     parts = [config.name, config.config, config.split, config.revision]
     return "/".join(["datasets", *(part.strip("/") for part in parts if part)])
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """sha256 of its columns and all of its values, as Arrow lays them out: the same files give the
-    same one in every process; the same rows in other files may give another.
+    """The sha256 of a data set's columns and of all values in their Arrow layout.
 
-    A process reads a data set once: what it found is kept for as long as the files are the same.
+    The same files give the same fingerprint in every process. The same rows in other files may
+    give another. A process caches it as long as the files do not change.
     """
     files = [Path(each["filename"]) for each in dataset.cache_files]
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    # The library's own fingerprint tells apart what is made of the same files, but a copy of the
-    # same rows has another one.
+    # The library's own fingerprint distinguishes data sets derived from the same files, but it
+    # differs for a copy of the same rows.
     known = (dataset._fingerprint, *state)
     if not state or known not in _FOUND:
         _FOUND[known] = _content_fingerprint(dataset)
@@ -104,5 +104,5 @@ def _content_fingerprint(dataset: datasets.Dataset) -> str:
 
 
 def write(dataset: datasets.Dataset, file: Path) -> None:
-    """All rows as a Parquet file."""
+    """Write all rows to a Parquet file."""
     dataset.to_parquet(file, batch_size=_ROWS_A_GROUP)

@@ -1,6 +1,6 @@
-"""A JSON array value by value, however long it is, alone or in an object.
+"""Reads a JSON array of any length value by value, alone or in an object.
 
-Knows no file and no record.
+Reads bytes from a callable, not files.
 """
 
 import codecs
@@ -13,18 +13,19 @@ _CHUNK_BYTES = 1 << 20
 _BLANK = re.compile(r"[ \t\n\r]*")
 _AFTER = tuple(" \t\n\r,]}:")
 _LONGEST_WORD = 16
-"""Characters from where a name, an escape or a delimiter is missed to the text's end, at most,
-where the text is cut off and not wrong."""
+"""If a parse error is at most this many characters before the end of the text read so far, the
+text may be cut off there and not wrong."""
 
 
 def array_values(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> Iterator[Any]:
-    """The values of the array that a file is, each as soon as its text is there.
+    """The values of a file that is one JSON array, each as soon as its text was read.
 
     Args:
-        read: The file's next bytes, at most so many. Invalid UTF-8 becomes lone surrogates.
+        read: Returns at most the given number of the file's next bytes. Invalid UTF-8 becomes lone
+            surrogates.
 
     Raises:
-        ValueError: the file is no valid array.
+        ValueError: the file is not a valid array.
         RecursionError: a value is nested too deep.
     """
     text = _Text(read, decoder)
@@ -44,10 +45,10 @@ def _values(text: "_Text") -> Iterator[Any]:
 def listed_values(
     read: Callable[[int], bytes], decoder: json.JSONDecoder, key: str
 ) -> Iterator[Any]:
-    """The values of a list that stands in an object under a key. What follows it is not read.
+    """The values of the list under a key of an object. Text after the list is not read.
 
     Raises:
-        LookupError: there is no list under the key; names the keys there are.
+        LookupError: there is no list under the key. The message names the existing keys.
         ValueError, RecursionError: as `array_values`.
     """
     text = _Text(read, decoder)
@@ -62,7 +63,7 @@ def listed_values(
 
 
 def first_list(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> str | None:
-    """The first key of an object under which a list stands.
+    """The first key of an object that has a list as its value; None if there is none.
 
     Raises:
         ValueError, RecursionError: as `array_values`.
@@ -76,7 +77,7 @@ def first_list(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> str |
 
 
 def _keys(text: "_Text") -> Iterator[Any]:
-    """Each key of an object, where reading stands at its value; the caller reads that."""
+    """Each key of an object. After each, the caller must read the key's value."""
     text.take("{")
     if text.mark() == "}":
         return
@@ -89,7 +90,7 @@ def _keys(text: "_Text") -> Iterator[Any]:
 
 
 class _Text:
-    """A file's text as far as it was read and not yet parsed."""
+    """The text of a file that was read and not parsed yet."""
 
     def __init__(self, read: Callable[[int], bytes], decoder: json.JSONDecoder) -> None:
         self._read, self._decoder = read, decoder
@@ -97,7 +98,7 @@ class _Text:
         self._text, self._at, self._dropped, self._ended = "", 0, 0, False
 
     def mark(self) -> str:
-        """The next character that is not blank, or nothing at the end."""
+        """The next character that is not blank; an empty text at the end. Does not consume it."""
         while True:
             self._at = _BLANK.match(self._text, self._at).end()  # pyright: ignore
             if self._at < len(self._text) or self._ended:
@@ -105,7 +106,7 @@ class _Text:
             self._read_on()
 
     def take(self, marks: str) -> str:
-        """The next character, which must be one of `marks`."""
+        """Consume the next character that is not blank, which must be one of `marks`."""
         mark = self.mark()
         if not mark or mark not in marks:
             raise self.problem(f"expected {' or '.join(marks)}")
@@ -113,7 +114,7 @@ class _Text:
         return mark
 
     def value(self) -> Any:
-        """The next value."""
+        """Parse and consume the next value."""
         self.mark()
         while True:
             try:
@@ -129,7 +130,7 @@ class _Text:
             self._read_on()
 
     def problem(self, what: str) -> ValueError:
-        """What is wrong here."""
+        """An error that names the current place."""
         return ValueError(f"{what}, at character {self._dropped + self._at}")
 
     def _is_cut_off(self, error: json.JSONDecodeError) -> bool:
@@ -137,11 +138,11 @@ class _Text:
         return unterminated or error.pos >= len(self._text) - _LONGEST_WORD
 
     def _may_go_on(self, end: int) -> bool:
-        """Whether what ends here may be the beginning of a number: 1 of 1.5 or of 1e9."""
+        """Whether the value that ends here may be cut off: 1 may be the beginning of 1.5 or 1e9."""
         return len(self._text) - end < _LONGEST_WORD and self._text[end : end + 1] not in _AFTER
 
     def _read_on(self) -> None:
-        """Twice the text that is there at least, so that long values take linear time."""
+        """Read more text. The size at least doubles, so that long values take linear time."""
         rest = self._text[self._at :]
         chunk = self._read(max(_CHUNK_BYTES, len(rest)))
         self._dropped += self._at

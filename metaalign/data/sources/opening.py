@@ -1,6 +1,6 @@
-"""Files opened as bytes of UTF-8: gzip is unpacked, UTF-16 and UTF-32 are recoded.
+"""Opens files as bytes of UTF-8. Unpacks gzip and recodes UTF-16 and UTF-32.
 
-Knows no kind of file.
+Independent of the kinds of files.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from metaalign.errors import DataError, MetaAlignError
 from metaalign.folders import Folder, open_to_read
 
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
-"""What reading a damaged file raises."""
+"""Errors that reading a damaged file raises."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -24,28 +24,28 @@ _MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-"""Byte order marks, the longer ones first, and what they mark."""
+"""Byte order marks and their encodings, the longer marks first."""
 
 _MARK_BYTES = 4
 
 
 def _encoding_of(head: bytes) -> str | None:
-    """What a file is written in by its byte order mark; None of UTF-8 and of what has no mark."""
+    """The encoding by the byte order mark; None for UTF-8 and for files without a mark."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
 def looks_wide(head: bytes) -> bool:
-    """Whether the first characters take two bytes or four each, with no mark that would say how."""
+    """Whether the first bytes look like UTF-16 or UTF-32 without a byte order mark."""
     return len(head) >= _MARK_BYTES and head[:_MARK_BYTES].count(0) in (2, 3) and 0 in head[:2]
 
 
 @contextmanager
 def opened(file: Folder) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes from their beginning, unpacked where they are gzip, as UTF-8.
+    """Open a file as a stream of its content in UTF-8, unpacked if it is gzip.
 
     Raises:
-        DataError: it cannot be read.
-        StorageError: object storage could not be asked.
+        DataError: the file cannot be read.
+        StorageError: object storage cannot be read.
     """
     try:
         with open_to_read(file) as raw:
@@ -63,12 +63,12 @@ def opened(file: Folder) -> Iterator[io.BufferedIOBase]:
 
 
 def is_unpacked(stream: Any) -> bool:
-    """Whether a stream gives other bytes than its file holds: then no range can be read alone."""
+    """Whether a stream's bytes differ from its file's, so that no range can be read alone."""
     return isinstance(stream, gzip.GzipFile) or isinstance(getattr(stream, "raw", None), _Recoded)
 
 
 def read_bytes(stream: Any, file: Folder, size: int = -1) -> bytes:
-    """The next bytes, at most so many; all that are left where no size is given.
+    """At most `size` of the next bytes; all remaining bytes if no size is given.
 
     Raises:
         DataError: the file is damaged.
@@ -80,7 +80,7 @@ def read_bytes(stream: Any, file: Folder, size: int = -1) -> bytes:
 
 
 def refuse_file(file: Folder, error: Exception) -> NoReturn:
-    """Say that a file is damaged.
+    """Raise the error for a damaged file.
 
     Raises:
         DataError: always.
@@ -89,7 +89,7 @@ def refuse_file(file: Folder, error: Exception) -> NoReturn:
 
 
 class _Recoded(io.RawIOBase):
-    """A file's text in UTF-8, read from its beginning. Lone surrogates stay what they are."""
+    """Recodes a file's text as UTF-8, from its beginning. Lone surrogates stay unchanged."""
 
     def __init__(self, raw: Any, encoding: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Recoded(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Back to the beginning; nothing else."""
+        """Go back to the beginning. Other offsets are not supported."""
         if (offset, whence) != (0, io.SEEK_SET):
             raise io.UnsupportedOperation("a file of another encoding is read from its beginning")
         self._text.detach()

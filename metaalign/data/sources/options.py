@@ -1,4 +1,4 @@
-"""What a source's settings ask of its rows, and what became of them. Knows no file."""
+"""The settings of a source that decide how its rows become examples. Reads no file."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ class SourceOptions:
     """How a source's rows become examples.
 
     Attributes:
-        is_told: Whether the settings name the format, rather than the first rows.
+        format_is_set: Whether the settings name the format. Else the first rows decide it.
     """
 
-    is_told: bool = False
+    format_is_set: bool = False
     field: str | None = None
     columns: ColumnsConfig | None = None
     system_info: str = ""
@@ -44,31 +44,31 @@ class SourceOptions:
 
     @property
     def is_taught(self) -> bool:
-        """Whether a teacher is asked for anything."""
+        """Whether a teacher is asked for responses, judgements or negatives."""
         return (self.responses, self.judgement, self.negatives) != (None, None, None)
 
     def split(self, key: str) -> str:
-        """The split that a conversation or statement belongs to, by hash."""
+        """The split of a conversation or statement, chosen by the hash of its key."""
         return HELD_OUT if _drawn(f"{self.seed}/{key}") < self.held_out_ratio else TRAIN
 
     def takes(self, example: Example, *, written: bool = False) -> bool:
-        """Whether an example is of the share that the store takes.
+        """Whether an example belongs to the share of the data that the store takes.
 
         Args:
-            written: By rule: then all that ask one query are of one share, for one example may be
-                written twice.
+            written: Whether the example was written by rule. Then all examples with one query
+                belong to one share, since the same example may be written twice.
         """
         if self.share == (0.0, 1.0) or example.tags["split"] == HELD_OUT:
             return True
-        told = example.turns[-1].text if written else example.conversation
+        key = example.turns[-1].text if written else example.conversation
         first, last = self.share
-        return first <= _drawn(f"{self.seed}/share/{told}") < last
+        return first <= _drawn(f"{self.seed}/share/{key}") < last
 
     def ordered(self, examples: list[Example]) -> list[Example]:
-        """A row's examples as `order_by` orders them; those that nobody judged by it are left out.
+        """Order a row's examples by the setting `order_by`, and leave out those without its scores.
 
         Raises:
-            RowError: no answer of the row was judged by it.
+            RowError: no answer of the row has a score for `order_by`.
         """
         if self.order_by is None:
             return examples
@@ -85,18 +85,18 @@ class SourceOptions:
 
 
 def _drawn(key: str) -> float:
-    """A number from 0 to below 1, the same for a key everywhere."""
+    """A number in [0, 1) that depends on the key alone."""
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
     return (int.from_bytes(digest[:8], "little") >> 11) / 2**53
 
 
 def judged_objectives(scores: Iterable[Mapping[str, float | None]]) -> list[str]:
-    """What answers with these scores were judged by."""
+    """The objectives with a score in any of these mappings."""
     judged = (name for each in scores for name, score in each.items() if score is not None)
     return list(dict.fromkeys(judged))
 
 
 def conversation_key(*texts: str) -> str:
-    """A short key, the same for the same texts everywhere."""
+    """A short key that depends on the texts alone."""
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     return digest[:16]

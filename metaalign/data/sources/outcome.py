@@ -1,4 +1,4 @@
-"""What became of a file's rows: examples, and bad rows with their reasons."""
+"""The outcome of reading a file: examples, and bad rows with their reasons."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ _QUARANTINED_CHARACTERS = 2_000
 
 @dataclass(frozen=True)
 class BadRow:
-    """A source row that became no example."""
+    """A source row that gave no example, with the reason."""
 
     file: str
     row: int
@@ -24,12 +24,13 @@ class BadRow:
 
 @dataclass
 class FileRead:
-    """What became of a file's rows.
+    """The examples and bad rows of a file, with counts.
 
     Attributes:
-        rows: All of them: those that were used, and the bad ones.
-        ignored: How many rows have something under a key that their format does not read.
-        notices: What else is told of rows that were used, and of how many.
+        rows: Number of all rows, used and bad.
+        used: Number of rows that became examples.
+        ignored: For each key that the format does not read, the number of rows that have it.
+        notices: For each notice about used rows, the number of these rows.
     """
 
     file: str
@@ -41,24 +42,24 @@ class FileRead:
     notices: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, record: Record, reason: str) -> None:
-        """Put a row into quarantine."""
+        """Add a row to the bad rows."""
         text = (record.text or _shown(record.value))[:_QUARANTINED_CHARACTERS]
         self.bad.append(BadRow(self.file, record.row, printable(reason), printable(text)))
 
     def ignore(self, row: Mapping[str, Any], known: Container[str]) -> None:
-        """Count what a row has under keys that its format does not read."""
+        """Count a row's keys that its format does not read."""
         unread = [key for key, value in row.items() if value is not None and key not in known]
         if unread:
             self.ignored.update(map(printable, unread))
 
 
 def printable(text: str) -> str:
-    """A text with question marks for its lone surrogates, which no file could hold."""
+    """The text with a question mark for each lone surrogate, which cannot be encoded."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _shown(value: Any) -> str:
     try:
         return json.dumps(value, default=repr, ensure_ascii=False)
-    except (RecursionError, ValueError, TypeError):  # too deep, or with keys that JSON has not
+    except (RecursionError, ValueError, TypeError):  # too deep, or its keys are not valid in JSON
         return f"a {type(value).__name__} that cannot be shown"

@@ -1,8 +1,8 @@
-"""Files to raw records: JSON lines, one JSON array, CSV, TSV or Parquet, told by their content.
+"""Reads files as raw records: JSON lines, one JSON array, CSV, TSV or Parquet, by their content.
 
-Knows no shape of record; `formats` does. A file that is damaged as a whole is a DataError; what is
-wrong with one row is told by its record. Nothing holds more of a file than its current record, or,
-of Parquet, its current row group.
+Independent of the shapes of rows, which `formats` reads. A damaged file raises a DataError; a
+problem with one row is kept in its record. Memory holds only the current record of a file, or the
+current row group of Parquet.
 """
 
 import functools
@@ -30,14 +30,14 @@ _DEEPEST = 64
 
 @dataclass(frozen=True)
 class Record:
-    """One source row as it stands in the file.
+    """One source row of a file.
 
     Attributes:
-        row: Its first line in a file of lines, its place in an array or a table; from 0.
-        value: What it parsed to, or None where it did not.
-        problem: Why it did not parse, or an empty string.
-        text: The line as it stands; empty where the file has none.
-        unread: What is told of columns that were left out when the others were renamed.
+        row: The row's first line in a file of lines, or its index in an array or table; from 0.
+        value: The parsed value; None if the row did not parse.
+        problem: Why the row did not parse, or an empty string.
+        text: The unparsed line; empty if the file has no lines.
+        unread: Columns that are not read, with the reason, after the others were renamed.
     """
 
     row: int
@@ -50,7 +50,7 @@ class Record:
         """The record as keys and values.
 
         Raises:
-            RowError: it is none.
+            RowError: the record did not parse, is no object, or is nested too deep.
         """
         if self.problem:
             raise RowError(self.problem)
@@ -58,7 +58,7 @@ class Record:
             raise RowError(repr(self.value))
         if not isinstance(self.value, dict):
             raise RowError(f"expected a JSON object, got {type(self.value).__name__}")
-        opened = self.text.count("[") + self.text.count("{")  # no walk where so few cannot be deep
+        opened = self.text.count("[") + self.text.count("{")  # so few brackets need no walk
         if not 0 < opened <= _DEEPEST and _is_deeper(self.value, _DEEPEST):
             raise RowError(f"nested deeper than {_DEEPEST} lists and objects")
         return self.value
@@ -66,7 +66,7 @@ class Record:
 
 @dataclass(frozen=True, repr=False)
 class RepeatedKey:
-    """What a JSON object becomes that has a key twice: which of the values counts is a guess."""
+    """Takes the place of a JSON object with a repeated key, whose meaning is ambiguous."""
 
     key: str
 
@@ -89,9 +89,9 @@ class Span:
     """A range of a file that can be read without the rest of it.
 
     Attributes:
-        start: Of the lines, in bytes; in Parquet, the first row group.
-        stop: Where the next range begins.
-        row: The row that its first record has in the file.
+        start: The first byte of a range of lines, or the first row group of Parquet.
+        stop: The start of the next range.
+        row: Number of the range's first row in the file.
     """
 
     start: int
@@ -102,17 +102,17 @@ class Span:
 def read_records(
     file: Folder, span: Span | None = None, *, field: str | None = None
 ) -> Iterator[Record]:
-    """Every record of a file, or of a range that `split_file` or `scan_lines` gave.
+    """Every record of a file, or of a range from `split_file` or `scan_lines`.
 
-    Blank lines are none; a row that does not parse has a problem. Invalid UTF-8 comes through as
-    lone surrogates, which `Example.validate` refuses row by row.
+    Blank lines are skipped. A row that does not parse has a problem. Invalid UTF-8 becomes lone
+    surrogates, which `Example.validate` refuses for each row.
 
     Args:
-        field: The key under which a file that is one JSON object has its list of rows.
+        field: For a file that is one JSON object, the key of its list of rows.
 
     Raises:
-        DataError: the file cannot be read to its end, or is of none of these kinds.
-        StorageError: object storage could not be asked.
+        DataError: the file cannot be read completely, or is of no known kind.
+        StorageError: object storage cannot be read.
     """
     with opened(file) as stream:
         reader = reader_of(stream, file, field)
@@ -120,7 +120,7 @@ def read_records(
 
 
 def check_file(file: Folder, *, field: str | None = None) -> None:
-    """Read what may be damaged as a whole: gzip to its end, an array, the footer of Parquet.
+    """Check a file for damage that affects all of it: in gzip, an array, or the footer of Parquet.
 
     Raises:
         DataError, StorageError: as `read_records`.
@@ -137,10 +137,10 @@ def check_file(file: Folder, *, field: str | None = None) -> None:
 
 
 def reader_of(stream: Any, file: Folder, field: str | None) -> Callable[..., Iterator[Record]]:
-    """The reader of the file's kind; the stream is at its beginning again, after any mark.
+    """The reader for the kind of a file. Moves the stream to its beginning, after any mark.
 
     Raises:
-        DataError: it is of no kind that can be read.
+        DataError: the file is of no known kind.
     """
     head = read_bytes(stream, file, HEAD_BYTES)
     stream.seek(len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0)
@@ -155,7 +155,7 @@ def reader_of(stream: Any, file: Folder, field: str | None) -> Callable[..., Ite
 
 
 def _refuse_object(stream: Any, file: Folder) -> Iterator[Record]:
-    """Say how a file can be read that is one JSON object over several lines."""
+    """Raise the error for a file that is a JSON object over several lines, with the remedy."""
     try:
         key = first_list(functools.partial(read_bytes, stream, file), _JSON)
     except (ValueError, RecursionError):
@@ -172,7 +172,7 @@ def _refuse_object(stream: Any, file: Folder) -> Iterator[Record]:
 
 
 def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
-    """Each line with its end, as text; of the first `size` bytes."""
+    """Each line of the next `size` bytes as text, with its line end."""
     while size > 0:
         try:
             line = stream.readline()
@@ -185,6 +185,7 @@ def _lines(stream: Any, file: Folder, size: float = math.inf) -> Iterator[str]:
 
 
 def line_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+    """The records of a stream of JSON lines, or of a range of it."""
     first, size = 0, math.inf
     if span is not None:
         stream.seek(span.start)
@@ -211,7 +212,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKey:
 
 
 def _constant(name: str) -> float | None:
-    """NaN is what pandas writes for a missing value, so it is null; infinity stays what it is."""
+    """Read NaN as null, since pandas writes NaN for a missing value. Infinity stays a number."""
     return None if name == "NaN" else float(name)
 
 
@@ -244,10 +245,19 @@ def _csv_records(stream: Any, file: Folder) -> Iterator[Record]:
 
 
 def parquet_file(stream: Any, file: Folder) -> pq.ParquetFile:
+    """Open a Parquet file.
+
+    Raises:
+        DataError: the file is damaged, or two columns have one name.
+    """
     try:
         found = pq.ParquetFile(stream, buffer_size=CHUNK_BYTES, pre_buffer=False)
         columns = found.schema_arrow.names
-    except (pa.ArrowException, OSError, ValueError) as error:  # or a column's name is not UTF-8
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # a ValueError if a column's name is not UTF-8
         refuse_file(file, error)
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
@@ -256,6 +266,7 @@ def parquet_file(stream: Any, file: Folder) -> pq.ParquetFile:
 
 
 def parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iterator[Record]:
+    """The records of a Parquet file, or of a range of its row groups."""
     row = 0 if span is None else span.row
     groups = None if span is None else [*range(span.start, span.stop)]
     batches = parquet_file(stream, file).iter_batches(_ROWS_AT_ONCE, groups, use_threads=False)
@@ -271,7 +282,7 @@ def parquet_records(stream: Any, file: Folder, span: Span | None = None) -> Iter
 
 
 def table_records(first: int, batch: pa.RecordBatch) -> Iterator[Record]:
-    """The records of a table's rows, of which `first` is the first one's number."""
+    """The records of a table's rows. `first` is the number of the first row."""
     for row, value in enumerate(plain_rows(batch), first):
         if isinstance(value, Exception):
             yield Record(row, None, f"a value cannot be read: {value}", repr(value))

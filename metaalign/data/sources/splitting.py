@@ -1,4 +1,4 @@
-"""Files in ranges that tasks read apart. The ranges depend on the files alone."""
+"""Splits files into ranges that tasks read separately. The ranges depend on the files alone."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,13 @@ from metaalign.data.sources.records import (
 from metaalign.folders import Folder
 
 _SHOWN_BYTES = 1 << 28
-"""Size of a file from which reading all of it shows its progress."""
+"""Files of at least this size show a progress bar while they are read."""
 
 
 def split_file(file: Folder, size: int, *, field: str | None = None) -> list[Span | None]:
-    """Ranges of about `size` bytes, or [None] where a file can only be read from its beginning.
+    """Ranges of about `size` bytes, or [None] if a file can only be read from its beginning.
 
-    Parquet is split at row groups. Of plain JSON lines, `scan_lines` gives the ranges.
+    Parquet is split at row groups. For plain JSON lines use `scan_lines`.
 
     Raises:
         DataError, StorageError: as `read_records`.
@@ -41,8 +41,10 @@ def split_file(file: Folder, size: int, *, field: str | None = None) -> list[Spa
 def scan_lines(
     file: Folder, size: int, *, field: str | None = None
 ) -> tuple[str, list[Span]] | None:
-    """The sha256 of a local file of plain JSON lines, and its ranges of about `size` bytes, in one
-    pass over it. None for any other file.
+    """Read a local file of plain JSON lines once, for its sha256 and ranges of about `size` bytes.
+
+    Returns:
+        The sha256 and the ranges; None for any other file.
 
     Raises:
         DataError, StorageError: as `read_records`.
@@ -72,7 +74,7 @@ def scan_lines(
 
 
 def joined_spans(spans: Sequence[Span], size: int) -> Iterator[Span]:
-    """Ranges of lines that follow each other, joined until each holds `size` bytes."""
+    """Join consecutive ranges of lines until each has at least `size` bytes."""
     first = None
     for span in spans:
         first = first or span
@@ -107,8 +109,8 @@ def _line_spans(
 def _row_groups(file: pq.ParquetFile, size: int) -> Iterator[Span]:
     start, row, held, rows = 0, 0, 0, 0
     for group in range(file.num_row_groups):
-        told = file.metadata.row_group(group)
-        held, rows = held + told.total_byte_size, rows + told.num_rows
+        metadata = file.metadata.row_group(group)
+        held, rows = held + metadata.total_byte_size, rows + metadata.num_rows
         if held >= size or group == file.num_row_groups - 1:
             yield Span(start, group + 1, row)
             start, row, held, rows = group + 1, row + rows, 0, 0

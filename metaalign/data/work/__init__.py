@@ -1,1 +1,1 @@
-"""The work of the prepare job: parts of files as Ray Data tasks, and what is counted on the way."""
+"""The work of the prepare job: reads parts of files as Ray Data tasks and counts their rows."""

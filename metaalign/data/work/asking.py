@@ -1,7 +1,7 @@
-"""The pass that asks: what teachers answer about every example that needs it, kept on the disk.
+"""The pass that sends requests to teachers for all examples that need them, and stores the answers.
 
-One process asks, by an actor of Ray Data: an event loop has hundreds of requests under way at once,
-and rates and costs are kept exactly. The passes after it look the answers up.
+One process, an actor of Ray Data, sends all requests. Its event loop has hundreds of them in flight
+and keeps exact rates and costs. The later passes look the answers up.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from metaalign.config import PrepareConfig, resolve
-from metaalign.data.work.enriching import made_of
+from metaalign.data.work.enriching import enrich
 from metaalign.data.work.ledger import FOLDER
 from metaalign.data.work.limits import max_bad_ratio
 from metaalign.data.work.near_duplicates import NearHeldOut
@@ -40,21 +40,21 @@ from metaalign.upstream import (
 )
 
 ANSWERS = "answers"
-"""Folder of the kept answers, under the storage."""
+"""Folder of the stored answers, under the storage."""
 
-_TOLD_EVERY_S = 15.0
+_PROGRESS_EVERY_S = 15.0
 _ENOUGH = 200
-"""Examples of a source after which too many failures end the pass."""
+"""Minimum number of examples of a source before its failures can end the pass."""
 
-_UNDER_WAY = 2
-"""Examples under way for every request that may be."""
+_EXAMPLES_PER_REQUEST = 2
+"""Examples in progress for each request that may be in flight."""
 
 
 def look_up_teachers(config: PrepareConfig) -> dict[str, Served]:
-    """What the servers of the teachers that are asked say of them.
+    """Query the server of each teacher that a source uses for its model and abilities.
 
     Raises:
-        UpstreamError: one cannot be reached, refuses the key, or cannot do what is asked of it.
+        UpstreamError: a server cannot be reached, refuses the key, or lacks a needed ability.
     """
     names = sorted({ask.teacher for ask in config.asks()})
     remembered = resolve(config.storage, ANSWERS) / "served"
@@ -67,17 +67,17 @@ def look_up_teachers(config: PrepareConfig) -> dict[str, Served]:
         if not teacher.continues:
             raise UpstreamError(
                 f"teachers.{negatives.teacher}: negatives of the way hidden_tails need a server "
-                "that knows continue_final_message, as metaalign's, vLLM's and SGLang's do; this "
-                f"one calls itself {teacher.owner or 'nothing'!r}. Set way=hidden"
+                "that supports continue_final_message, as metaalign, vLLM and SGLang do; this "
+                f"server names its owner {teacher.owner or 'nothing'!r}. Set way=hidden"
             )
     return served
 
 
 def kept_answers(config: PrepareConfig, served: Mapping[str, Served], folder: Path) -> Kept:
-    """Where the answers of a job are.
+    """The folders in which a job finds its teachers' answers and failures.
 
     Args:
-        folder: That the store is built in.
+        folder: The folder that the store is built in.
     """
     return Kept(
         teachers={name: config.teachers[name] for name in served},
@@ -90,43 +90,43 @@ def kept_answers(config: PrepareConfig, served: Mapping[str, Served], folder: Pa
 def ask_teachers(
     config: PrepareConfig, parts: Sequence[Part], kept: Kept, near: NearHeldOut | None
 ) -> dict[str, dict[str, Any]]:
-    """Ask for everything that is not kept yet.
+    """Send every request whose answer is not stored yet.
 
     Returns:
-        What was asked of each teacher, and its cost.
+        Requests, failures and cost of each teacher.
 
     Raises:
-        UpstreamError: a teacher cannot be asked any more; its answers so far are kept.
+        UpstreamError: a teacher refuses further requests. Its answers so far are stored.
     """
     taught = [part for part in parts if part.options.is_taught]
     allowed = {part.number: max_bad_ratio(config, part.number) for part in taught}
     CONSOLE.print(f"asking {', '.join(kept.served)} about {len(taught)} parts")
     keys = {name: key_in_environment(each) for name, each in kept.teachers.items()}
     given = {"work": ray.put((taught, kept, keys, near, allowed))}
-    # It has one output, at its end, and that may be hours away.
+    # The actor gives one output, at its end, which may be hours away.
     with data_context(execution_no_progress_timeout_s=-1):
         asked = ray.data.from_items([0]).map_batches(
             _Asker,
             fn_constructor_kwargs=given,
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=0,  # it waits, and nothing else
+            num_cpus=0,  # it mostly waits for the network
             ray_remote_args_fn=_no_restart,
         )
-        (told,) = (json.loads(row["told"]) for row in asked.take_all())
-    for name, spent in told["spent"].items():
+        (result,) = (json.loads(row["result"]) for row in asked.take_all())
+    for name, spent in result["spent"].items():
         CONSOLE.print(f"{name}: {spending(spent)}")
-    if told["stopped"]:
-        raise UpstreamError(told["stopped"])
-    return told["spent"]
+    if result["stopped"]:
+        raise UpstreamError(result["stopped"])
+    return result["spent"]
 
 
 def _no_restart() -> dict[str, Any]:
-    """One that started over would know nothing of what it spent; the job is started again."""
+    """A restarted actor would lose its count of requests and costs, so the job fails instead."""
     return {"max_restarts": 0}
 
 
 class _Asker:
-    """Asks about the examples of all parts, in one process."""
+    """Sends the requests for the examples of all parts, in one process."""
 
     def __init__(self, work: ray.ObjectRef) -> None:
         self._parts, kept, keys, self._near, self._allowed = ray.get(work)
@@ -137,7 +137,9 @@ class _Asker:
             )
             for name, each in kept.teachers.items()
         }
-        self._most = _UNDER_WAY * sum(each.concurrency for each in kept.teachers.values())
+        self._most = _EXAMPLES_PER_REQUEST * sum(
+            each.concurrency for each in kept.teachers.values()
+        )
         self._stopped = self._reason = ""
         self._unread: MetaAlignError | OSError | None = None
         self._done: Counter[int | None] = Counter()
@@ -146,21 +148,21 @@ class _Asker:
     def __call__(self, _: Any) -> dict[str, list[str]]:
         asyncio.run(self._ask_all())
         spent = {name: asdict(client.spending) for name, client in self._clients.items()}
-        # A teacher's refusal is told, not raised, so that what was spent is told with it.
-        return {"told": [json.dumps({"stopped": self._stopped, "spent": spent})]}
+        # A refusal is returned, not raised, so that the cost is returned with it.
+        return {"result": [json.dumps({"stopped": self._stopped, "spent": spent})]}
 
     async def _ask_all(self) -> None:
         room = asyncio.Semaphore(self._most)
         async with AsyncExitStack() as stack:
             for client in self._clients.values():
                 await stack.enter_async_context(client.opened())
-            teller = asyncio.create_task(self._tell())
+            progress = asyncio.create_task(self._print_progress())
             try:
                 await self._ask_about_all(room)
-            except ExceptionGroup as errors:  # an error of ours
+            except ExceptionGroup as errors:  # a bug in our own code
                 raise errors.exceptions[0] from errors
             finally:
-                teller.cancel()
+                progress.cancel()
 
     async def _ask_about_all(self, room: asyncio.Semaphore) -> None:
         async with asyncio.TaskGroup() as group:
@@ -173,7 +175,7 @@ class _Asker:
             raise self._unread
 
     def _examples(self) -> Iterator[tuple[Part, Example]]:
-        """All of them, up to what cannot be read; what is under way then still comes in."""
+        """All examples up to the first read error. Requests in flight then still finish."""
         try:
             for part in self._parts:
                 for example in raw_examples(part, self._near and self._near.keeps):
@@ -184,12 +186,12 @@ class _Asker:
     async def _ask_about(self, part: Part, example: Example, room: asyncio.Semaphore) -> None:
         number = part.number
         try:
-            await made_of(example, part.options, self._ask)
+            await enrich(example, part.options, self._ask)
         except AnswerError as error:
             self._failed[number] += 1
             self._reason = str(error)
         except RowError:
-            pass  # Told by the passes that write.
+            pass  # The later passes count and report it.
         except (MetaAlignError, OSError) as error:
             self._stopped = self._stopped or str(error)
         finally:
@@ -208,12 +210,12 @@ class _Asker:
         allowed = self._allowed[part.number]
         return (
             f"{part.source}: teachers gave no answer for {failed} of the first {done} examples, "
-            f"more than max_bad_ratio {allowed} allows; what was answered is kept. The last "
+            f"more than max_bad_ratio {allowed} allows; the answers so far are kept. The last "
             f"reason: {self._reason}"
         )
 
-    async def _tell(self) -> None:
+    async def _print_progress(self) -> None:
         while True:
-            await asyncio.sleep(_TOLD_EVERY_S)
+            await asyncio.sleep(_PROGRESS_EVERY_S)
             for name, client in self._clients.items():
                 print(f"{name}: {spending(asdict(client.spending))}", flush=True)

@@ -1,7 +1,7 @@
-"""What a store gets of an example: answers, judgement, recipe, negative, in this order.
+"""Applies a source's answers, judgement, recipe and negatives to an example, in this order.
 
-Everything a teacher is asked goes through one function, so that the pass that asks and the passes
-that only look answers up make the same of the same example. Knows no network and no Ray.
+All requests to teachers go through one function, so the pass that sends them and the passes that
+only look answers up give the same result for an example. Imports neither a network client nor Ray.
 """
 
 from collections.abc import Coroutine
@@ -16,25 +16,28 @@ from metaalign.data.teachers.replies import Ask
 from metaalign.data.teachers.responses import respond
 from metaalign.examples import Example
 
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 
-def in_recipe(example: Example, options: SourceOptions) -> list[Example]:
-    """What a source's recipe makes of an example; itself where there is none.
+def apply_recipe(example: Example, options: SourceOptions) -> list[Example]:
+    """Apply the source's recipe to an example. Without a recipe, returns the example alone.
 
     Raises:
-        RowError: the recipe cannot use it.
+        RowError: the recipe cannot use the example.
     """
     if options.recipe is None:
         return [example]
     return (reformulate if options.recipe in SETS else put_under)(example, options)
 
 
-async def made_of(example: Example, options: SourceOptions, ask: Ask) -> list[Example]:
-    """What becomes of an example, all of it or nothing.
+async def enrich(example: Example, options: SourceOptions, ask: Ask) -> list[Example]:
+    """Apply the source's answers, judgement, recipe and negatives to one example.
+
+    Returns:
+        All examples that result; none if a step fails.
 
     Raises:
-        RowError: its recipe cannot use it, or it is left without a negative that it needs.
+        RowError: the recipe cannot use the example, or it needs a negative and gets none.
         AnswerError: a teacher gave no answer.
     """
     examples = [example]
@@ -46,7 +49,7 @@ async def made_of(example: Example, options: SourceOptions, ask: Ask) -> list[Ex
             await judge(each, judgement, ask, seed=options.seed, order_by=order_by)
             for each in examples
         ]
-    made = [one for each in examples for one in in_recipe(each, options)]
+    made = [one for each in examples for one in apply_recipe(each, options)]
     if options.negatives is not None:
         made = [
             await with_negative(each, options.negatives, ask, seed=options.seed) for each in made
@@ -56,11 +59,11 @@ async def made_of(example: Example, options: SourceOptions, ask: Ask) -> list[Ex
     return made
 
 
-def looked_up(coroutine: Coroutine[Any, Any, _Made]) -> _Made:
-    """The result of a coroutine whose `ask` never waits."""
+def run_without_waiting(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine whose `ask` never waits, without an event loop, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as done:
         return done.value
     coroutine.close()
-    raise AssertionError("a look-up waits for nothing")
+    raise AssertionError("a look-up must not wait")

@@ -1,7 +1,7 @@
-"""What became of every source row: counts, reasons and bad rows, kept in files as tasks read.
+"""What happened to every source row: counts, reasons and bad rows, written to files by each task.
 
-A part's files are whole or absent, and the same part gives the same files, so that a task may be
-run again. In the folder that the store is built in:
+A part's files appear only once they are complete, and the same part gives the same files, so a task
+can be run again. In the folder that the store is built in:
 
     parts/000003.json               {"rows": 2312, "used": 2299, ..., "texts": ["Capital of Peru?"]}
     quarantine/000003-pairs.jsonl   {"file": "...", "row": 41, "reason": "...", "text": "..."}
@@ -31,32 +31,36 @@ LEFT_OUT = (UNANSWERED, ELSEWHERE, DUPLICATES, UNFIT, UNTAUGHT)
 PLAIN = "plain"
 CHECKED_TEXTS, LOST_TEXTS = "checked_texts", "lost_texts"
 LOST = "lost"
-"""The first texts that the tokenizer does not give back, and what came back."""
+"""The first texts that the tokenizer does not decode to themselves, and the decoded texts."""
 
 COUNTS = (
     *("rows", "used", "quarantined", "examples", *LEFT_OUT, "written", TRAIN, HELD_OUT, PLAIN),
     *(CHECKED_TEXTS, LOST_TEXTS),
 )
-"""Source rows, those that became examples and those that did not; examples, those left out since
-they have no response, since they are of another share, since they all but repeat a held-out one,
-since their recipe cannot use them, and since a teacher gave no answer; what was written of the
-others, which a recipe multiplies, and of it those of each split, and those that got no negative
-although one was asked for; texts that were decoded again, and those that the tokenizer does not
-give back."""
+"""The counts of a source.
+
+rows, used, quarantined: source rows; those that became examples; those that did not.
+examples: examples of the used rows. Left out of them: `unanswered` (no response), `elsewhere` (of
+    another share), `duplicates` (of a held-out example), `unfit` (the recipe cannot use them) and
+    `untaught` (a teacher gave no answer).
+written: examples in the store; a recipe may write several for each. train, held_out: those of each
+    split. plain: those without a negative although negatives are set.
+checked_texts, lost_texts: texts that were decoded again; those that decode to another text.
+"""
 
 TALLIES = ("reasons", "ignored", "notices", "unfits", "untaughts")
-"""Why rows were quarantined, keys that their format does not read, what else is told of rows that
-were used, why recipes cannot use examples, and why teachers gave no answer."""
+"""Why rows were quarantined; keys that the format does not read; notices about used rows; why
+recipes cannot use examples; why teachers gave no answer."""
 
-_LOST_SHOWN, _TALLIED, _REMEMBERED = 3, 20, 1_000
-"""How many of the most common are told, and how many a part remembers."""
+_LOST_SHOWN, _MOST_COMMON, _REASONS_PER_PART = 3, 20, 1_000
+"""How many lost texts and most common reasons the ledger lists; how many reasons a part counts."""
 
 
 class PartLedger:
-    """Tallies one part's rows.
+    """Counts one part's rows and examples.
 
     Attributes:
-        sampled: Whether to keep a sample of its text for a tokenizer.
+        sampled: Whether to keep a sample of the part's text for training a tokenizer.
     """
 
     def __init__(self, *, sampled: bool) -> None:
@@ -67,10 +71,10 @@ class PartLedger:
         self._lost: list[dict[str, str]] = []
 
     def add_rows(self, read: FileRead, *, answers: bool = False) -> list[Example]:
-        """Take the next rows; returns their examples that have a response, or will get one.
+        """Count the next rows. Returns their examples that have a response or will get one.
 
         Args:
-            answers: Whether a teacher answers those without.
+            answers: Whether a teacher answers the examples without a response.
         """
         examples = [example for example in read.examples if example.responses or answers]
         self._counts.update(
@@ -88,24 +92,24 @@ class PartLedger:
         return examples
 
     def add_left_out(self, why: str) -> None:
-        """Take an example of another share, or one that all but repeats a held-out one."""
+        """Count an example that is left out: of another share, or a near-duplicate."""
         self._counts[why] += 1
 
     def add_unfit(self, reason: str) -> None:
-        """Take an example that its recipe cannot use."""
+        """Count an example that its recipe cannot use."""
         self._counts[UNFIT] += 1
         _tally(self._tallies["unfits"], {reason: 1})
 
     def add_untaught(self, reason: str) -> None:
-        """Take an example that a teacher gave no answer for."""
+        """Count an example for which a teacher gave no answer."""
         self._counts[UNTAUGHT] += 1
         _tally(self._tallies["untaughts"], {_kind_of(reason): 1})
 
     def add_examples(self, examples: Sequence[Example], *, negatives: bool = False) -> None:
-        """Take the examples that are written to the store.
+        """Count examples that are written to the store.
 
         Args:
-            negatives: Whether a teacher was asked for one to each.
+            negatives: Whether a teacher was asked for a negative to each example.
         """
         self._counts["written"] += len(examples)
         if negatives:
@@ -115,30 +119,30 @@ class PartLedger:
             self._texts = sample_texts([*self._texts, *_texts(examples)])
 
     def add_texts(self, round_trip: RoundTrip) -> None:
-        """Take what was found of the texts that are written."""
+        """Add the counts and examples of the round trip of the part's texts."""
         self._counts.update({CHECKED_TEXTS: round_trip.checked, LOST_TEXTS: round_trip.lost})
         self._lost += round_trip.examples
 
     def write(self, folder: Path, number: int) -> None:
-        """Write the counts of a part that was read to its end."""
-        told = {**{name: self._counts[name] for name in COUNTS}, **self._tallies}
+        """Write the counts of a part that was read completely."""
+        counts = {**{name: self._counts[name] for name in COUNTS}, **self._tallies}
         with _whole(folder / FOLDER / f"{number:06d}.json") as stream:
-            json.dump({**told, LOST: self._lost, "texts": self._texts}, stream)
+            json.dump({**counts, LOST: self._lost, "texts": self._texts}, stream)
 
 
 def _tally(tally: Counter[str], more: Mapping[str, int]) -> None:
-    """Add to a tally; past what is remembered, as others."""
+    """Add to a tally. Once it has the maximum number of names, new ones count as others."""
     for name, count in more.items():
-        tally[name if name in tally or len(tally) < _REMEMBERED else "others"] += count
+        tally[name if name in tally or len(tally) < _REASONS_PER_PART else "others"] += count
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without the value or place that it tells, so that equal ones can be counted."""
+    """A reason without its value or line number, so that equal reasons are counted together."""
     return reason.partition(", got ")[0].partition(": line ")[0]
 
 
 def _texts(examples: Sequence[Example]) -> set[str]:
-    """What the tokenizer may learn from: the training split alone."""
+    """Texts that the tokenizer may be trained on: those of the training split."""
     texts: set[str] = set()
     for example in examples:
         if example.tags["split"] == TRAIN:
@@ -149,23 +153,23 @@ def _texts(examples: Sequence[Example]) -> set[str]:
 
 
 class Quarantine:
-    """A part's bad rows, written as they come."""
+    """Writes a part's bad rows to a file as JSON lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def add(self, bad: Sequence[BadRow]) -> None:
-        """Write the next ones."""
+        """Write the next bad rows."""
         for row in bad:
             self._stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def quarantine(folder: Path, number: int, name: str) -> Iterator[Quarantine]:
-    """The place for a part's bad rows; no file is left where there are none.
+    """Open the quarantine of a part. No file is written if there are no bad rows.
 
     Args:
-        name: Of the source file, so that people find it.
+        name: Name of the source file, which becomes part of the file's name.
     """
     stem = name.rpartition("/")[2].partition(".")[0]
     with _whole(folder / QUARANTINE / f"{number:06d}-{stem}.jsonl") as stream:
@@ -174,7 +178,7 @@ def quarantine(folder: Path, number: int, name: str) -> Iterator[Quarantine]:
 
 @contextmanager
 def _whole(file: Path) -> Iterator[TextIO]:
-    """A text file that is put in place when it is complete, and only if it is not empty."""
+    """A text file that appears once it is complete, and only if it is not empty."""
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as unfinished:
         with unfinished.open("w", encoding="utf-8") as stream:
@@ -184,12 +188,12 @@ def _whole(file: Path) -> Iterator[TextIO]:
 
 
 def read_counts(folder: Path, number: int) -> dict[str, Any]:
-    """What `PartLedger.write` wrote of a part."""
+    """Read what `PartLedger.write` wrote for a part."""
     return json.loads((folder / FOLDER / f"{number:06d}.json").read_text(encoding="utf-8"))
 
 
 def read_sample(folder: Path, count: int) -> list[str]:
-    """The sample of all parts' text, the same however the rows were dealt over parts."""
+    """The sample of all parts' text. It does not depend on how the rows were split into parts."""
     sample: list[str] = []
     for number in range(count):
         sample = sample_texts([*sample, *read_counts(folder, number)["texts"]])
@@ -206,19 +210,17 @@ def add_counts(entry: dict[str, Any], counts: Mapping[str, Any]) -> None:
 
 
 def close_entry(entry: dict[str, Any], *, multiplied: bool) -> None:
-    """Check that a source's counts add up, and keep the most common of its tallies.
-
-    What does not add up is an error of ours.
+    """Assert that a source's counts add up, and keep only the most common reasons.
 
     Args:
-        multiplied: Whether a recipe makes several examples of one.
+        multiplied: Whether one example of the source may become several.
     """
     assert entry["rows"] == entry["used"] + entry["quarantined"], entry
     assert entry["written"] == entry[TRAIN] + entry[HELD_OUT], entry
     left = entry["examples"] - sum(entry[name] for name in LEFT_OUT)
     assert left <= entry["written"] if multiplied else left == entry["written"], entry
     for name in TALLIES:
-        entry[name] = dict(entry[name].most_common(_TALLIED))
+        entry[name] = dict(entry[name].most_common(_MOST_COMMON))
 
 
 def read_quarantine(folder: Path, numbers: Iterable[int], *, limit: int) -> list[BadRow]:

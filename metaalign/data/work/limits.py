@@ -1,4 +1,4 @@
-"""What keeps a prepare job from finishing: too many bad rows, text that is lost, an empty split."""
+"""Checks that end a prepare job: too many bad rows, too much lost text, or an empty split."""
 
 import os
 import shutil
@@ -27,10 +27,10 @@ _BAD_ROWS_SHOWN = 3
 def check_ledger(
     config: PrepareConfig, parts: Sequence[Part], writer: StoreWriter
 ) -> list[dict[str, Any]]:
-    """The ledger, where no source has too many bad rows or lost texts, and no split is empty.
+    """Read the ledger and check it.
 
     Raises:
-        DataError: it has, or one is.
+        DataError: a source has too many bad rows or lost texts, or a split is empty.
     """
     ledger = read_ledger(parts, writer.folder)
     numbers = dict.fromkeys(part.number for part in parts)
@@ -39,7 +39,7 @@ def check_ledger(
         more = f"more than max_bad_ratio {allowed} allows"
         if entry["quarantined"] > allowed * entry["rows"]:
             wrong = f"{entry['quarantined']} of {entry['rows']} rows are bad, {more}"
-            remedy = "Mend the rows or raise max_bad_ratio."
+            remedy = "Fix the rows or raise max_bad_ratio."
             _refuse(number, parts, writer, f"{entry['source']}: {wrong}", remedy)
         if entry[UNTAUGHT] > allowed * entry["examples"]:
             wrong = f"teachers gave no answer for {entry[UNTAUGHT]} of {entry['examples']} examples"
@@ -48,13 +48,13 @@ def check_ledger(
     unanswered = sum(entry[UNANSWERED] for entry in ledger)
     if unanswered and unanswered == sum(entry["examples"] for entry in ledger):
         raise DataError(
-            f"none of {unanswered:,} prompts has a response to train on; give sources that hold "
+            f"none of {unanswered:,} prompts has a response to train on; give sources that have "
             "answers, too"
         )
     if not sum(entry[TRAIN] for entry in ledger):
         raise DataError(
             f"no example is left in the split {TRAIN}; held_out_ratio is {config.held_out_ratio}, "
-            "and rows may carry a split of their own in tags.split"
+            "and rows may set their own split in tags.split"
         )
     files = [entry for entry in ledger if entry["source"] != RECIPES]
     if config.held_out_ratio > 0 and files and not sum(entry[HELD_OUT] for entry in files):
@@ -75,27 +75,27 @@ def _check_texts(config: PrepareConfig, entry: Mapping[str, Any]) -> None:
     raise DataError(
         f"{entry['source']}: the tokenizer {config.tokenizer.path or 'that was trained'} does not "
         f"give back {lost:,} of {checked:,} texts that were checked, more than max_lost_text_ratio "
-        f"{allowed} allows. {first['text']!r} comes back as {first['back']!r}. What it loses can "
-        "be neither learned nor answered: give a tokenizer.path that knows these characters, leave "
-        "it out to train one that knows all, or raise max_lost_text_ratio"
+        f"{allowed} allows. {first['text']!r} comes back as {first['back']!r}. A model can "
+        "neither read nor write what the tokenizer loses: set a tokenizer.path that has these "
+        "characters, leave it out to train one that has all, or raise max_lost_text_ratio"
     )
 
 
 def max_bad_ratio(config: PrepareConfig, number: int | None) -> float:
-    """The share of bad rows that a source may have; None stands for the recipes."""
+    """The share of bad rows that a source may have. `number` is None for the recipes."""
     own = None if number is None else config.sources[number].max_bad_ratio
     return config.max_bad_ratio if own is None else own
 
 
 _ASK_AGAIN = (
-    "What was answered is kept: mend the reason and start the job again, or raise max_bad_ratio."
+    "The answers so far are kept: fix the cause and start the job again, or raise max_bad_ratio."
 )
 
 
 def _refuse(
     number: int | None, parts: Sequence[Part], writer: StoreWriter, wrong: str, remedy: str
 ) -> NoReturn:
-    """Keep the quarantine beside the store that is not built, and say why."""
+    """Move the quarantine beside the store's path, and raise the error."""
     kept = writer.path.with_name(f"{writer.path.name}-quarantine")
     numbers = [place for place, part in enumerate(parts) if part.number == number]
     bad = read_quarantine(writer.folder, numbers, limit=_BAD_ROWS_SHOWN)

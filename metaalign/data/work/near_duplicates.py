@@ -1,8 +1,8 @@
-"""Training examples that all but repeat a held-out one, found by MinHash.
+"""Finds training examples that are near-duplicates of a held-out one, by MinHash.
 
-Two prompts are near-duplicates where the Jaccard similarity of their word triples, as MinHash
-estimates it (Broder 1997; datasketch's LSH finds the candidates), reaches a threshold. The
-signatures of the held-out split are held in memory; nothing of the training split is.
+Two prompts are near-duplicates if the Jaccard similarity of their word triples, estimated by
+MinHash (Broder 1997), reaches a threshold. datasketch's LSH finds the candidates. Memory holds the
+signatures of the held-out split only.
 """
 
 import re
@@ -17,17 +17,17 @@ from metaalign.folders import whole_file
 
 _PERMUTATIONS, _SCHEME = 128, "affine32"
 _WORDS = 3
-"""Consecutive words that are compared as one."""
+"""Number of consecutive words that are compared as a unit."""
 
 
 def signature(example: Example) -> np.ndarray:
-    """(128,) of what users say; of a persona's statements, where all are asked the same, those."""
-    said = [turn.text for turn in example.turns if turn.role == "user"]
+    """(128,) MinHash of the user turns; for personas, whose prompts are equal, of statements."""
+    texts = [turn.text for turn in example.turns if turn.role == "user"]
     if "persona" in example.tags:
-        said = sorted(response.text for response in example.responses)
-    words = re.findall(r"\w+", " ".join(said).casefold())
+        texts = sorted(response.text for response in example.responses)
+    words = re.findall(r"\w+", " ".join(texts).casefold())
     around = [""] * (_WORDS - 1)
-    padded = [*around, *words, *around]  # so that short texts have triples, too
+    padded = [*around, *words, *around]  # so that short texts also have triples
     minhash = MinHash(num_perm=_PERMUTATIONS, scheme=_SCHEME)
     starts = range(len(padded) - _WORDS + 1)
     minhash.update_batch(" ".join(padded[i : i + _WORDS]).encode() for i in starts)
@@ -35,29 +35,29 @@ def signature(example: Example) -> np.ndarray:
 
 
 class HeldOutSignatures:
-    """Those of the held-out examples of one part, kept in a file."""
+    """Collects the signatures of one part's held-out examples and writes them to a file."""
 
     def __init__(self) -> None:
         self._rows: list[np.ndarray] = []
 
     def take(self, example: Example) -> bool:
-        """Look at the next example; it is kept in any case."""
+        """Add the next example. Always returns true, so that it can take the place of `keeps`."""
         if example.tags["split"] == HELD_OUT:
             self._rows.append(signature(example))
         return True
 
     def write(self, file: Path) -> None:
-        """Whole or not at all, the same however often a task is run."""
+        """Write the file atomically. A task that runs again writes the same file."""
         with whole_file(file) as unfinished, unfinished.open("wb") as stream:
             np.save(stream, np.array(self._rows).reshape(-1, _PERMUTATIONS))
 
 
 class NearHeldOut:
-    """Tells which training examples all but repeat a held-out one.
+    """Finds training examples that are near-duplicates of held-out ones.
 
     Args:
-        files: What `HeldOutSignatures.write` wrote.
-        threshold: Similarity, 0 to 1, from which two are near-duplicates.
+        files: Files that `HeldOutSignatures.write` wrote.
+        threshold: Similarity, 0 to 1, at and above which two examples are near-duplicates.
     """
 
     def __init__(self, files: Iterable[Path], threshold: float) -> None:
@@ -72,7 +72,7 @@ class NearHeldOut:
                     self._lsh.insert(key, self._known[key])
 
     def keeps(self, example: Example) -> bool:
-        """Whether an example may stay in its split."""
+        """Whether an example is held out, or is no near-duplicate of a held-out one."""
         if example.tags["split"] == HELD_OUT:
             return True
         own = _minhash(signature(example))

@@ -1,7 +1,7 @@
-"""What one task of the prepare job reads, and how: a range of a file or of rule-written examples.
+"""The parts of the prepare job: ranges of files or of rule-written examples, one for each task.
 
-Plain functions, no Ray. Which parts there are depends on settings and files alone, never on the
-cluster, and a part is read a few hundred rows at a time, however long it is.
+Plain functions; does not import Ray. The parts depend on settings and files alone, never on the
+cluster. A part is read a few hundred rows at a time, however long it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,11 +29,11 @@ from metaalign.preferences import FAMILIES
 from metaalign.preferences.instructions import INSTRUCTIONS
 
 RECIPES = "recipes"
-"""What the ledger calls rule-written data."""
+"""Name of rule-written data in the ledger."""
 
 _EXAMPLES_A_PART = 2_500
 _PART_BYTES, _MOST_PARTS = 2 << 20, 1_000
-"""A range of a file that can be split: at least so many bytes, or a thousandth of all files."""
+"""The size of a file's range: at least so many bytes, and at least a thousandth of all files."""
 
 _ROWS_AT_ONCE = 250
 
@@ -45,14 +45,13 @@ class Part:
     Attributes:
         number: The source's place in the settings; None for the recipes.
         source: Path, glob, address or data set as the settings give it; RECIPES for recipes.
-        name: As errors and examples show where a row came from.
-        place: The file. That of a data set is written when the store is built.
-        fingerprint: Of the content of the whole file.
-        state: Size and time of the file when it was looked at.
-        lines: Ranges of a file of JSON lines, as `scan_lines` gave them.
-        span: Of the file, as `split_file` gave it or joined from `lines`; of the recipes, examples
-            `start` to `stop` - 1.
-            None for all of it.
+        name: Name of the file in errors and in the sources of examples.
+        place: The file. For a data set it is written when the store is built.
+        fingerprint: Fingerprint of the content of the whole file.
+        state: Size and modification time of the file when the parts were planned.
+        lines: Ranges of a file of JSON lines, from `scan_lines`.
+        span: A range of the file, from `split_file` or joined from `lines`; for recipes, the
+            examples `start` to `stop` - 1. None for all of it.
     """
 
     number: int | None
@@ -73,8 +72,8 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     """Every file, data set and range of recipes that a job would read, in the store's order.
 
     Raises:
-        ConfigError: a family that is to be held out is not known.
-        DataError: lists every file and data set that cannot be read or told.
+        ConfigError: a family in `held_out_families` does not exist.
+        DataError: files or data sets cannot be read or their format is unknown. Lists all.
     """
     known = [*FAMILIES, *INSTRUCTIONS]
     unknown = [name for name in config.held_out_families if name not in known]
@@ -87,7 +86,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
     for number, source in enumerate(config.sources):
         judged_by = _judged_by(source)
         options = SourceOptions(
-            is_told=source.format != "auto",
+            format_is_set=source.format != "auto",
             field=source.field,
             columns=source.columns,
             system_info=source.system_info,
@@ -115,7 +114,7 @@ def plan_parts(config: PrepareConfig) -> list[Part]:
 
 
 def _judged_by(source: SourceConfig) -> str | None:
-    """The setting order_by, where it names what a teacher is to judge by."""
+    """The setting order_by if it names an objective of the source's judgement, else None."""
     if source.judgement is None:
         return None
     judged = set(source.judgement.objectives)
@@ -154,7 +153,7 @@ def _file_part(number: int, file: Folder, source: SourceConfig, options: SourceO
         persona_info(name, options)
     state = _state(file)
     size = max(_PART_BYTES, (state[0] or 0) // _MOST_PARTS)
-    told, lines = scan_lines(file, size, field=field) or (file_fingerprint(file), [])
+    fingerprint, lines = scan_lines(file, size, field=field) or (file_fingerprint(file), [])
     return Part(
         number,
         str(source.path),
@@ -162,7 +161,7 @@ def _file_part(number: int, file: Folder, source: SourceConfig, options: SourceO
         options,
         name,
         place=file,
-        fingerprint=told,
+        fingerprint=fingerprint,
         state=state,
         lines=tuple(lines),
     )
@@ -180,12 +179,12 @@ def _dataset_part(number: int, config: DatasetConfig, format: str, options: Sour
         format = detect_format(mapped_records(hub.first_records(dataset), options.columns), name)
     if format == "personas":
         persona_info(name, options)
-    told = hub.fingerprint(dataset)
-    return Part(number, name, format, options, name, dataset=config, fingerprint=told)
+    fingerprint = hub.fingerprint(dataset)
+    return Part(number, name, format, options, name, dataset=config, fingerprint=fingerprint)
 
 
 def split_parts(parts: Sequence[Part], folder: Path) -> list[Part]:
-    """What each task of a job reads: files in ranges, data sets as files in the build's folder."""
+    """Split files into ranges, one for each task. Writes data sets as files into `folder` first."""
     written = [_written(number, part, folder) for number, part in enumerate(parts)]
     held = sum(part.state[0] or 0 for part in written)
     size = max(_PART_BYTES, held // _MOST_PARTS)
@@ -223,15 +222,15 @@ def _recipe_parts(config: PrepareConfig) -> Iterator[Part]:
 
 
 def read_part(part: Part) -> Iterator[FileRead]:
-    """A part's rows, some at a time; all at once where they mean something together only.
+    """Read a part's rows a few hundred at a time, or all at once if the format needs all rows.
 
     Raises:
-        DataError: the file cannot be read to its end, or is another one than was planned for.
+        DataError: the file cannot be read completely, or has changed since the parts were planned.
     """
     if part.recipes is not None:
         yield from _recipe_reads(part)
         return
-    assert part.place is not None, "split_parts gives a data set its place"
+    assert part.place is not None, "split_parts writes a data set to a file"
     if _state(part.place) != part.state:
         raise DataError(f"{part.name}: the file was changed while the job ran; start it again")
     found = read_records(part.place, part.span, field=part.options.field)

@@ -1,7 +1,7 @@
 """The passes of the prepare job over one part: survey, ask, survey again, write.
 
-Passes make the same of the same part: what teachers answer is asked for in one of them, and looked
-up in those that follow. Plain functions, no Ray.
+All passes give the same examples for a part: one pass asks the teachers, and the passes after it
+look the answers up. Plain functions; does not import Ray.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 from metaalign.data.sources.outcome import BadRow, printable
 from metaalign.data.teachers.replies import Ask
-from metaalign.data.work.enriching import in_recipe, looked_up, made_of
+from metaalign.data.work.enriching import apply_recipe, enrich, run_without_waiting
 from metaalign.data.work.ledger import (
     DUPLICATES,
     ELSEWHERE,
@@ -32,11 +32,11 @@ from metaalign.store.writer import ShardWriter
 from metaalign.upstream import AnswerError
 
 Keeps = Callable[[Example], bool]
-"""Whether an example of a source is no near-duplicate."""
+"""Returns whether an example stays, which is false for a near-duplicate."""
 
 
 def raw_examples(part: Part, keeps: Keeps | None = None) -> Iterator[Example]:
-    """A part's examples before teachers and recipes, in order."""
+    """A part's examples in order, before teachers and recipes are applied."""
     for read in read_part(part):
         for example in read.examples:
             answered = example.responses or part.options.responses
@@ -54,16 +54,16 @@ def survey_part(
     near: NearHeldOut | None = None,
     ask: Ask | None = None,
 ) -> None:
-    """Keep a part's counts and bad rows, and what else is asked for.
+    """Read a part and write its counts and bad rows, and on request a sample and signatures.
 
     Args:
         number: The part's place in the store's order.
-        folder: That the store is built in.
-        sampled: Keep a sample of its text.
-        signed: Keep the signatures of its held-out examples.
-        near: Tells near-duplicates of held-out examples, which are left out.
-        ask: Looks up what teachers answered; None before they were asked, when examples are
-            counted as they were read.
+        folder: The folder that the store is built in.
+        sampled: Whether to keep a sample of its text.
+        signed: Whether to write the signatures of its held-out examples.
+        near: If given, near-duplicates of held-out examples are left out.
+        ask: Looks up teachers' answers. None before they were asked; then examples are counted as
+            they are read.
     """
     ledger, signatures = PartLedger(sampled=sampled), HeldOutSignatures()
     keeps = signatures.take if signed else near and near.keeps
@@ -76,7 +76,7 @@ def survey_part(
 
 
 def signatures_of(folder: Path, number: int) -> Path:
-    """Where a part's signatures are kept."""
+    """The file of a part's signatures."""
     return folder / FOLDER / f"{number:06d}.npy"
 
 
@@ -89,11 +89,11 @@ def write_part(
     near: NearHeldOut | None = None,
     ask: Ask | None = None,
 ) -> None:
-    """Write a part's examples as shards, and keep its counts and bad rows.
+    """Write a part's examples as shards, and its counts and bad rows.
 
     Args:
-        near: Tells near-duplicates of held-out examples, which are left out.
-        ask: Looks up what teachers answered.
+        near: If given, near-duplicates of held-out examples are left out.
+        ask: Looks up teachers' answers.
     """
     ledger, shards = PartLedger(sampled=False), ShardWriter(folder, number)
     round_trip = RoundTrip(encoder.template)
@@ -114,7 +114,7 @@ def part_examples(
     keeps: Keeps | None = None,
     ask: Ask | None = None,
 ) -> Iterator[list[Example]]:
-    """What a store gets of a part, some at a time, each stage told to the ledger."""
+    """The examples of a part that a store gets, some at a time. Counts each stage in the ledger."""
     options = part.options
     for read in read_part(part):
         refused.add(read.bad)
@@ -125,7 +125,7 @@ def part_examples(
                 ledger.add_left_out(left_out)
                 continue
             try:
-                made += _made(part, example, ask)
+                made += _enriched(part, example, ask)
             except AnswerError as error:
                 ledger.add_untaught(str(error))
                 refused.add([_untaught(part, example, error)])
@@ -135,16 +135,16 @@ def part_examples(
         yield made
 
 
-def _made(part: Part, example: Example, ask: Ask | None) -> list[Example]:
+def _enriched(part: Part, example: Example, ask: Ask | None) -> list[Example]:
     if not part.options.is_taught:
-        return in_recipe(example, part.options)
-    return [example] if ask is None else looked_up(made_of(example, part.options, ask))
+        return apply_recipe(example, part.options)
+    return [example] if ask is None else run_without_waiting(enrich(example, part.options, ask))
 
 
 def _left_out(part: Part, example: Example, keeps: Keeps | None) -> str | None:
-    """Why an example is left out before anything is made of it.
+    """Why an example is left out before teachers and recipes; None if it stays.
 
-    Rule-written ones are split by what they ask and prefer, and are no near-duplicates.
+    Rule-written examples are split by question and family, so they are never near-duplicates.
     """
     if not part.options.takes(example, written=part.recipes is not None):
         return ELSEWHERE
@@ -153,8 +153,8 @@ def _left_out(part: Part, example: Example, keeps: Keeps | None) -> str | None:
 
 
 def _untaught(part: Part, example: Example, error: AnswerError) -> BadRow:
-    said = printable(example.turns[-1].text)
-    return BadRow(part.name, example.source.row, printable(str(error)), said)
+    query = printable(example.turns[-1].text)
+    return BadRow(part.name, example.source.row, printable(str(error)), query)
 
 
 def read_ledger(parts: Sequence[Part], folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Runs a task for every part on all of the cluster, by Ray Data.
+"""Runs a task for every part with Ray Data, on the whole cluster.
 
-Nothing but the parts' numbers goes through Ray, so memory does not grow with the data.
+Only the parts' numbers go through Ray, so memory does not grow with the data.
 """
 
 import functools
@@ -18,7 +18,7 @@ CONSOLE = Console(markup=False, highlight=False)
 
 
 def for_each(parts: Sequence[Part], task: Callable[[Part, int], None]) -> None:
-    """Run a task for every part, on all of the cluster."""
+    """Run a task for every part and its number, on the whole cluster."""
     run = functools.partial(_run, parts=ray.put(tuple(parts)), task=task)
     with data_context():
         numbers = ray.data.from_items([*range(len(parts))], override_num_blocks=len(parts))
@@ -28,13 +28,13 @@ def for_each(parts: Sequence[Part], task: Callable[[Part, int], None]) -> None:
 
 @contextmanager
 def data_context(**more: Any) -> Iterator[None]:
-    """Ray Data's settings for one stage that has the cluster for itself, and more of them."""
+    """Set up Ray Data for a stage that has the cluster to itself. `more` are further settings."""
     context = ray.data.DataContext.get_current()
     settings = {
         **more,
-        "enable_progress_bars": CONSOLE.is_terminal,  # in a log they are a page of repeats
+        "enable_progress_bars": CONSOLE.is_terminal,  # in a log each update is a new line
         "print_on_execution_start": False,
-        # Else it starts one task, and more only when it knows what one gives: half of two cores.
+        # Else Ray Data starts one task and waits for its output size: half of two cores are idle.
         "op_resource_reservation_enabled": False,
     }
     before = {name: getattr(context, name) for name in settings}
