@@ -65,7 +65,7 @@ def test_every_file_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
     assert len(problems) == 4
     assert "empty.jsonl: the file is empty" in problems[0]
     assert "odd.jsonl: unknown format" in problems[1]
-    assert "who.jsonl: no words are known for the persona 'who'" in problems[2]
+    assert "who.jsonl: the persona 'who' has no known User Info" in problems[2]
     assert "none/*.json' matches no file" in problems[3]
 
 

@@ -77,7 +77,7 @@ def test_without_opposing_each_pair_stands_once(tmp_path: Path) -> None:
         ({"statement": "a"}, "answer_matching_behavior: expected ' Yes' or ' No', got None"),
         ({"statement": "a", "answer_matching_behavior": "Maybe"},
          "answer_matching_behavior: expected ' Yes' or ' No', got 'Maybe'"),
-        (statement("Share.", False), "the statement stands twice in this file"),
+        (statement("Share.", False), "the statement occurs twice in this file"),
         (statement("\ud800", True), "text is not valid UTF-8"),
     ],
 )  # fmt: skip
@@ -96,7 +96,7 @@ def test_statements_with_no_counterpart_are_quarantined(tmp_path: Path) -> None:
 
 
 def test_an_unknown_persona_needs_words(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no words are known for the persona 'desire-for-power'"):
+    with pytest.raises(DataError, match="the persona 'desire-for-power' has no known User Info"):
         read(tmp_path, "desire-for-power", *ROWS)
     result = read(tmp_path, "desire-for-power", *ROWS, user_info="I want power.")
     assert {example.user_info for example in result.examples} == {"I want power."}

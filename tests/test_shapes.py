@@ -75,7 +75,7 @@ def test_golden_rows_become_these_examples_and_tell_their_format(file: Path) -> 
          "several answers without scores or ranks have no order"),
         ("rated", {"prompt": "Hi", "completions": [{"text": "a", "score": 1},
                                                    {"text": "a", "score": 2}]},
-         "the answer 'a' stands twice with different scores"),
+         "the answer 'a' occurs twice with different scores"),
         ("rated", {"prompt": "Hi", "completions": [{"text": "a", "score": 1}], "scores": [2]},
          "scores and the answers themselves both hold scores; keep one of them"),
         ("completion", {"prompt": "Hi", "response": None, "helpfulness": 4}, "response is missing"),
@@ -107,7 +107,7 @@ def test_an_unanswered_row_does_not_make_an_answered_file_bare_prompts(bare: dic
     result = read("prompts", *rows)
     assert (result.used, len(result.bad)) == (1, 9)
     assert {bad.reason for bad in result.bad} == {
-        "beside the prompt stands completion, which may be an answer; where nobody has answered, "
+        "beside the prompt stands completion, which may be an answer; if it is none, "
         "set format=prompts"
     }
     told = read("prompts", *rows, format_is_set=True)

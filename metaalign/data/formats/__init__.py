@@ -1,6 +1,6 @@
-"""Every file shape that users bring -> Example. A bad row is kept with its reason, never dropped.
+"""Converts the rows of all supported formats to examples. Bad rows are kept with their reasons.
 
-Knows no tokenizer and no Ray. The other modules of this room show a row of each shape.
+Imports neither a tokenizer nor Ray. The other modules of this room show a row of each format.
 """
 
 import functools
@@ -33,25 +33,25 @@ __all__ = ["SHAPES", "detect_format", "read_rows"]
 _ROWS_LOOKED_AT = 100
 _TALKS = (*CONVERSATIONS, "conversations")
 _SPOKEN = frozenset({*_TALKS, *SIDE_KEYS, *REJECTED, *PROMPT_KEYS, *ANSWER_KEYS})
-"""Where messages may stand."""
+"""Keys that may hold messages."""
 
 _LISTS = frozenset({*_TALKS, "turns", "history", "context", *LISTS, *LIST_SCORES, *ARENA[0]})
-"""Where a list may stand as JSON text although it holds no messages."""
+"""Keys that may hold a list as JSON text even if it has no messages."""
 
 _FACTORS = ("weight", "margin")
 _NOT_TEXT = ("images", "videos", "audios", "tools", "functions")
 _BESIDE = frozenset({"user_info", *_FACTORS, *_NOT_TEXT})
-"""What changes the meaning of a row of any format: it is read, or the row is refused."""
+"""Keys that matter in every format. They are read, or the row is refused."""
 
 
 def detect_format(records: Iterable[Record], name: str) -> str:
-    """The format that the first telling row has; bare prompts only where no other row tells more.
+    """The format of the first row that has one. `prompts` only if no row has another format.
 
     Args:
-        name: Of the file, for the error.
+        name: Name of the file, for the error.
 
     Raises:
-        DataError: none does; names the keys found and the nearest known shape.
+        DataError: no row has a known format. The message names its keys and the nearest format.
     """
     first: Row | None = None
     problem = ""
@@ -69,11 +69,11 @@ def detect_format(records: Iterable[Record], name: str) -> str:
         first = row if first is None else first
     if is_prompts:
         return "prompts"
-    raise DataError(f"{name}: {_untold(first, problem)}")
+    raise DataError(f"{name}: {_unknown_format(first, problem)}")
 
 
-def _untold(row: Row | None, problem: str) -> str:
-    """Why rows like this one, or with this problem, tell no format."""
+def _unknown_format(row: Row | None, problem: str) -> str:
+    """The error message for a file whose first row is `row`, or has this problem."""
     if row is not None:
         keys = sorted(row)
         listed = _rows_inside(row)
@@ -97,7 +97,7 @@ def _untold(row: Row | None, problem: str) -> str:
 
 
 def _rows_inside(row: Row) -> str | None:
-    """The key of a list of objects that are rows of a known format themselves."""
+    """The key of a list whose objects are rows of a known format."""
     lists = ((key, each) for key, each in row.items() if isinstance(each, list) and each)
     found = (key for key, each in lists if isinstance(each[0], dict) and shape_of(each[0]))
     return next(map(printable, found), None)
@@ -106,11 +106,11 @@ def _rows_inside(row: Row) -> str | None:
 def read_rows(
     records: Iterable[Record], name: str, format: str, options: SourceOptions
 ) -> FileRead:
-    """Every row of a file as examples or as bad rows.
+    """Read every row of a file as examples or as a bad row.
 
     Args:
-        name: Of the file, as every later error shows it.
-        format: A key of SHAPES; `detect_format` finds it.
+        name: Name of the file in errors and in the sources of examples.
+        format: A key of SHAPES, such as `detect_format` returns.
 
     Raises:
         DataError: the file itself cannot be read.
@@ -144,12 +144,12 @@ def read_rows(
 
 
 def _may_hold_list(text: str) -> bool:
-    """Whether a line may hold a list, or a message, as JSON text; a line of CSV doubles quotes."""
+    """Whether a line may contain a list or a message as JSON text. CSV doubles quotes."""
     return ("[" in text and '"[' in text) or (text.find("{", 1) > 0 and '"{' in text)
 
 
 def _beside(example: Example, row: Row) -> Example:
-    """The example with the User Info, weight and margin that stand beside any shape."""
+    """Add the User Info, weight and margin of a row, which may occur in every format."""
     for key in _NOT_TEXT:
         if is_filled(row.get(key)) and row[key] != "[]":
             raise RowError(f"{key}: only text can be trained on")
@@ -161,7 +161,7 @@ def _beside(example: Example, row: Row) -> Example:
 
 
 def _marker_notices(row: Row, examples: Sequence[Example]) -> list[str]:
-    """What became of text that another chat template wrote."""
+    """Notices about texts with the markers of another chat template."""
     texts: set[str] = set()
     for example in examples:
         texts.update((example.system_info, example.user_info))
@@ -179,7 +179,7 @@ def _spoken_in(keys: frozenset[str]) -> frozenset[str]:
 
 
 def _ignore(row: Row, shape: Shape, result: FileRead, examples: Sequence[Example]) -> None:
-    """Count what was not read of a row that was used, and tell what else is to be told of it."""
+    """Count the keys of a used row that were not read, and add its notices."""
     more = tuple(shape.reads(row))
     if not _BESIDE.isdisjoint(row):
         paired = any(len(example.responses) > 1 for example in examples)
@@ -188,13 +188,13 @@ def _ignore(row: Row, shape: Shape, result: FileRead, examples: Sequence[Example
     spoken = _spoken_in(shape.known)
     if spoken and shape.read is not read_tree:
         result.ignored.update(map(printable, unread_keys(row, spoken)))
-    if shape.tells_more is not None:
-        result.notices.update(shape.tells_more(row))
+    if shape.notices is not None:
+        result.notices.update(shape.notices(row))
 
 
 def _complete(example: Example, options: SourceOptions, shape: Shape) -> Example:
-    """A valid example with the source's defaults, a conversation and a split."""
-    example.validate(answered=not shape.asks or bool(example.responses))
+    """Validate an example and fill in the source's defaults, a conversation and a split."""
+    example.validate(answered=not shape.may_be_prompt or bool(example.responses))
     conversation = example.conversation or conversation_key(example.turns[0].text)
     split = example.tags.get("split") or options.split(conversation)
     if split not in (TRAIN, HELD_OUT):

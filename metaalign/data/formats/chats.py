@@ -1,4 +1,4 @@
-"""Conversations and single answers, as most data sets hold them. One row of each:
+"""Reads conversations and single answers, as in most data sets. One row of each format:
 
 messages    {"messages": [{"role": "user", "content": "Hi"},
                           {"role": "assistant", "content": "Hello!"}], "label": true}, or of
@@ -45,13 +45,13 @@ from metaalign.errors import RowError
 from metaalign.examples import Example, Response, Source, Turn
 
 ANSWER_KEYS = ("output", "completion", "response", "answer")
-"""Where a single answer stands."""
+"""Keys of a single answer."""
 
 REJECTED = ("rejected_response", "rejected_messages")
-"""Where ms-swift keeps the worse answer; the better one is the last message, or the response."""
+"""Keys of ms-swift's worse answer. The better one is the last message, or the response."""
 
 LOSS_MASK = "loss_mask"
-"""Where a conversation may have a list of 0 and 1, one a message."""
+"""Key of a list of 0 and 1, one for each message of a conversation."""
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """Objectives by which HelpSteer rates an answer."""
@@ -69,7 +69,7 @@ def read_chat(row: Mapping[str, Any], source: Source, options: SourceOptions) ->
 
 
 def read_text(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A conversation in one text, as another template wrote it."""
+    """A conversation as one text with the markers of another template."""
     said = conversation_in(text(row, "text"))
     if said is None:
         raise RowError("text: expected a conversation under the markers of a chat template")
@@ -78,7 +78,7 @@ def read_text(row: Mapping[str, Any], source: Source, options: SourceOptions) ->
 
 
 def conversation_in(said: str) -> Dialogue | None:
-    """The turns of a whole conversation in one text; None of other text."""
+    """The turns of a text that is a whole conversation; None for other texts."""
     if is_transcript(said):
         return Dialogue(read_transcript(said, "text"))
     return split_template(said)
@@ -105,7 +105,7 @@ def _dialogue(row: Mapping[str, Any], key: str) -> Dialogue:
 
 
 def _pair_with_last(row: Mapping[str, Any], key: str, said: Dialogue, source: Source) -> Example:
-    """The last message of a conversation over what ms-swift keeps beside it."""
+    """A pair of a conversation's last message and ms-swift's worse answer."""
     worse = one_of(row, REJECTED, "a worse answer", equal=True)
     before, chosen = split_last(said, key)
     if not before.turns:
@@ -118,7 +118,7 @@ def _pair_with_last(row: Mapping[str, Any], key: str, said: Dialogue, source: So
 
 
 def _weights(row: Mapping[str, Any], key: str, turns: Sequence[Turn]) -> list[float]:
-    """The weight of every turn; of the user's, 0."""
+    """The weight of every turn; 0 for the user's turns."""
     if is_exchanges(row[key]):
         weights = [float(turn.role == "assistant") for turn in turns]
     else:
@@ -131,10 +131,10 @@ def _weights(row: Mapping[str, Any], key: str, turns: Sequence[Turn]) -> list[fl
 
 
 def _masked(weights: Sequence[float], mask: Any, count: int) -> list[float]:
-    """The weights where a list beside the messages says 1.
+    """The weights, multiplied by the loss mask beside the messages.
 
     Args:
-        count: Of the messages, a system message among them.
+        count: Number of messages, including a system message.
     """
     if not isinstance(mask, list) or len(mask) != count or count < len(weights):
         wanted = f"{LOSS_MASK}: expected a list of 0 and 1, one a message"
@@ -154,7 +154,7 @@ def _trained(
     source: Source,
     options: SourceOptions,
 ) -> list[Example]:
-    """An example for every answer that is trained, and one that waits for a teacher's answer."""
+    """An example for every answer to train on, and one for an open end that a teacher answers."""
     turns, good = said.turns, label(row)
     if turns and turns[0].role == "assistant":
         raise RowError(f"{key}: the first turn is the assistant's; it must be the user's")
@@ -186,7 +186,7 @@ def _trained(
 
 
 def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A prompt and one answer, with a label or a worse answer or without."""
+    """A prompt and one answer, optionally with a label or a worse answer."""
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
@@ -211,7 +211,7 @@ def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) 
 
 
 def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:
-    """HelpSteer's ratings of an answer; none unless all five are there and numbers."""
+    """HelpSteer's ratings of an answer. Empty unless all five are numbers."""
     try:
         return {name: number(row, name) for name in HELPSTEER}
     except RowError:

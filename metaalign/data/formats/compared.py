@@ -1,4 +1,4 @@
-"""Two answers to one prompt, compared by objective. One row of each:
+"""Reads two answers to one prompt, compared by objective. One row of each format:
 
     compared   {"prompt": "Hi", "response_0": "Hello!", "response_1": "Go.",
                 "labels": {"helpfulness": ">", "humor": "=", "length": "<"}}, or of PKU-SafeRLHF
@@ -9,9 +9,10 @@
                 "preferred_output": [{"role": "assistant", "content": "Hello!"}],
                 "non_preferred_output": [{"role": "assistant", "content": "Go."}]}
 
-In `labels` stand MetaAligner's signs, `>` where the first answer is the better one at an objective,
-https://arxiv.org/abs/2403.17141; of SHP, 1 where the first one is. PKU-SafeRLHF's better response
-is the more helpful one, its safer one the less harmful, https://arxiv.org/abs/2310.12773.
+`labels` has MetaAligner's signs: `>` if the first answer is better at an objective,
+https://arxiv.org/abs/2403.17141. In SHP it is 1 if the first answer is better. The better
+response of PKU-SafeRLHF is the more helpful one, and its safer response the less harmful one,
+https://arxiv.org/abs/2310.12773.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,21 +26,21 @@ from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
 COMPARED, SHP = ("response_0", "response_1"), ("human_ref_A", "human_ref_B")
-"""Where the two answers stand."""
+"""Keys of the two answers."""
 
 OPENAI = ("input", "preferred_output", "non_preferred_output")
 
 _SCORES = {">": (1.0, 0.0), "<": (0.0, 1.0), "=": (0.5, 0.5)}
 _WINNERS = {0: ">", 1: "<"}
 _CORRECTOR = ("warm_up", "equal", "contrastive")
-"""Recipes that read all objectives, and no order."""
+"""Recipes that read all objectives and need no order."""
 
 WINNER_KEYS = {"better_response_id": "helpfulness", "safer_response_id": "harmlessness"}
-"""Where the place of the better answer stands, and what it is better at."""
+"""Keys of the index of the better answer, and the objective at which it is better."""
 
 
 def read_compared(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A pair with scores by objective. Several need `order_by`, or the recipe of a corrector."""
+    """A pair with scores by objective. Several need `order_by` or the recipe of a corrector."""
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
@@ -66,7 +67,7 @@ def read_compared(row: Mapping[str, Any], source: Source, options: SourceOptions
 
 
 def read_shp(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A pair of comments, of which readers preferred one."""
+    """A pair of comments, one of which readers preferred."""
     first = row.get("labels")
     if first not in (0, 1) or isinstance(first, bool):
         raise RowError(f"labels: expected 1 for the first answer or 0, got {short(first)}")
@@ -94,12 +95,12 @@ def _sign(winner: Any, key: str) -> str:
 
 
 def read_openai(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A pair as OpenAI's fine-tuning takes it."""
-    asked = mapping(row, "input", name="key")
-    tools = [key for key in ("tools", "tool_choice") if is_filled(asked.get(key))]
+    """A pair in the format of OpenAI's preference fine-tuning."""
+    request = mapping(row, "input", name="key")
+    tools = [key for key in ("tools", "tool_choice") if is_filled(request.get(key))]
     if tools:
         raise RowError(f"input.{tools[0]}: only text can be trained on")
-    before = items({"input.messages": asked.get("messages")}, "input.messages")
+    before = items({"input.messages": request.get("messages")}, "input.messages")
     sides = {
         side: [*before, *items(row, key)]
         for side, key in zip(("chosen", "rejected"), OPENAI[1:], strict=True)

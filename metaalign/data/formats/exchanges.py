@@ -1,4 +1,4 @@
-"""Conversations as lists of what was asked and answered, without the names of the speakers.
+"""Reads conversations as lists of queries and answers, without roles.
 
 Capybara  [{"input": "Hi", "output": "Hello!"}, {"input": "More", "output": "Sure."}]
 ms-swift  [{"human": "Hi", "assistant": "Hello!"}]
@@ -16,11 +16,11 @@ from metaalign.examples import Turn
 _ASKED = ("input", "human", "user", "question", "query", "prompt", "instruction")
 _ANSWERED = ("output", "assistant", "gpt", "bot", "answer", "response", "completion")
 EXCHANGE_KEYS = frozenset({*_ASKED, *_ANSWERED})
-"""What is read of an exchange that is an object."""
+"""Keys of an exchange that is an object."""
 
 
 def is_exchanges(values: Any) -> bool:
-    """Whether a list holds exchanges rather than messages, as its first item tells."""
+    """Whether a list has exchanges and not messages, judged by its first item."""
     if not isinstance(values, list | tuple) or not values:
         return False
     first = values[0]
@@ -34,7 +34,7 @@ def read_exchanges(values: Sequence[Any], key: str) -> list[Turn]:
     """The turns of a list of exchanges; the last answer may be missing.
 
     Raises:
-        RowError: an item is no exchange of text, or is one of another shape than the first.
+        RowError: an item is no exchange of text, or differs in shape from the first one.
     """
     kind = str if isinstance(values[0], str) else dict if isinstance(values[0], dict) else list
     if not all(isinstance(each, kind) for each in values):
@@ -51,7 +51,7 @@ def read_exchanges(values: Sequence[Any], key: str) -> list[Turn]:
 
 
 def _exchange(value: Mapping[str, Any] | Sequence[Any], key: str) -> Sequence[Any]:
-    """What was asked, and what was answered or None."""
+    """The query and the answer; the answer may be None."""
     if not isinstance(value, Mapping):
         if len(value) != 2:
             raise RowError(f"{key}: expected [query, answer], got {short(value)}")

@@ -1,4 +1,4 @@
-"""A row's fields by name and type: what is missing or of another type is a RowError."""
+"""Reads a row's fields by name and type. A missing field or another type is a RowError."""
 
 import math
 import sys
@@ -13,10 +13,10 @@ _LARGEST = sys.float_info.max
 
 
 def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    """The text of a field; `default` where it is missing or null.
+    """The text of a field; `default` if it is missing or null.
 
     Raises:
-        RowError: it is no valid text, or is missing and there is no default.
+        RowError: the field is not valid text, or is missing and has no default.
     """
     value = row.get(key)
     if isinstance(value, str) and value.isascii():
@@ -25,10 +25,10 @@ def text(row: Mapping[str, Any], key: str, default: str | None = None) -> str:
 
 
 def as_text(value: Any, name: str) -> str:
-    """A value as text.
+    """Check that a value is text, and return it.
 
     Raises:
-        RowError: it is none, or no valid one.
+        RowError: the value is not text, or not valid UTF-8.
     """
     if isinstance(value, str) and (value.isascii() or is_utf8(value)):
         return value
@@ -40,19 +40,19 @@ def as_text(value: Any, name: str) -> str:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a field holds something: no null, no blank text, no empty list or object."""
+    """Whether a field has a value: not null, blank text, or an empty list or object."""
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], (), {})
 
 
 def one_of(row: Mapping[str, Any], keys: Sequence[str], what: str, *, equal: bool = False) -> str:
-    """The key of several under which a row holds something, or where it says that it has nothing.
+    """The one of several keys that has a value; else one that is null, or the first.
 
     Args:
-        what: Stands there, for the error.
-        equal: Whether two that hold the same are one.
+        what: What the keys hold, for the error.
+        equal: Whether several keys may have the same value.
 
     Raises:
-        RowError: two of them hold something, and either would be dropped.
+        RowError: two keys have values, and one would be dropped.
     """
     filled = [key for key in keys if is_filled(row.get(key))]
     if len(filled) > 1 and not (equal and all(row[key] == row[filled[0]] for key in filled)):
@@ -63,25 +63,25 @@ def one_of(row: Mapping[str, Any], keys: Sequence[str], what: str, *, equal: boo
 
 
 def number(row: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """The finite number of a field, which may be digits; `default` where it is missing or null.
+    """The finite number of a field, also as text; `default` if it is missing or null.
 
     Raises:
-        RowError: it is none.
+        RowError: the field is not a finite number.
     """
     value = row.get(key)
     return as_number(default if value is None else value, key)
 
 
 def as_number(value: Any, name: str) -> float:
-    """A value as a finite number, which may be digits.
+    """Convert a number, or its text, to a finite float.
 
     Raises:
-        RowError: it is none.
+        RowError: the value is not a finite number.
     """
     if type(value) is float and -_LARGEST <= value <= _LARGEST:
         return value
     found = _number(value)
-    if not abs(found) <= _LARGEST:  # not a number fails this too
+    if not abs(found) <= _LARGEST:  # NaN fails this check too
         raise RowError(f"{name}: expected a finite number, got {short(value)}")
     return float(found)
 
@@ -95,10 +95,10 @@ def _number(value: Any) -> float:
 
 
 def flag(row: Mapping[str, Any], key: str) -> bool | None:
-    """True, false, or None where nobody said.
+    """The boolean of a field; None if it is missing or null.
 
     Raises:
-        RowError: it is something else.
+        RowError: the field is of another type.
     """
     value = row.get(key)
     if value is not None and not isinstance(value, bool):
@@ -107,15 +107,14 @@ def flag(row: Mapping[str, Any], key: str) -> bool | None:
 
 
 LABELS = ("label", "kto_tag", "is_safe")
-"""Where it stands whether an answer is good; the last two are LLaMA-Factory's and BeaverTails'."""
+"""Keys of a good or bad label. The last two are LLaMA-Factory's and BeaverTails'."""
 
 
 def label(row: Mapping[str, Any]) -> bool | None:
-    """Whether an answer is good, as LABELS says; None where nobody said.
+    """Whether an answer is good, from the keys LABELS; None if there is no label.
 
     Raises:
-        RowError: it is neither true nor false, nor 1 or 0, nor one of these as text; or two labels
-            differ.
+        RowError: the label is not true, false, 1, 0 or one of these as text, or two labels differ.
     """
     key = next((key for key in LABELS if row.get(key) is not None), "")
     if not key:
@@ -136,11 +135,11 @@ def items(
     """The list of a field.
 
     Args:
-        of: The type that each must have.
-        default: Where it is missing or null; None refuses that.
+        of: The type that each item must have.
+        default: The value if the field is missing or null. None makes that an error.
 
     Raises:
-        RowError: it is no list of those.
+        RowError: the field is not a list of such items.
     """
     values = default if row.get(key) is None else row[key]
     if not isinstance(values, list | tuple) or not all(isinstance(each, of) for each in values):
@@ -150,10 +149,10 @@ def items(
 
 
 def mapping(row: Mapping[str, Any], key: str, *, name: str) -> Mapping[str, Any]:
-    """An object, or a list of {name, value} in its place, as Arrow tables hold one.
+    """The object of a field, also as a list of {name, value}, the form of Arrow tables.
 
     Raises:
-        RowError: it is neither.
+        RowError: the field is neither.
     """
     value = row.get(key)
     if value is None:
@@ -178,6 +177,6 @@ def _named(values: Sequence[Any], name: str) -> dict[str, Any] | None:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value's repr for messages, shortened to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[: _SHOWN_CHARACTERS - 3]}..."

@@ -1,4 +1,4 @@
-"""Lists that stand in a row as JSON text, as CSV files and columns of text hold them.
+"""Parses lists that a row has as JSON text, as in CSV files and text columns.
 
 {"prompt": "Hi", "chosen": "[{\\"role\\": \\"assistant\\", \\"content\\": \\"Hello!\\"}]", ...}
 """
@@ -11,13 +11,12 @@ _ROLES = ("role", "from")
 
 
 def opened(row: Mapping[str, Any], lists: Container[str]) -> Mapping[str, Any]:
-    """The row with a list in place of every text that is one in JSON; the row itself has none.
+    """The row with parsed lists in place of their JSON texts; the same object if there are none.
 
-    A text is taken for a list where all of its items are messages, or where it stands under a key
-    that only holds lists.
+    A text is parsed if all items of its list are messages, or if its key always holds a list.
 
     Args:
-        lists: Keys that only hold lists.
+        lists: Keys that always hold lists.
     """
     found = {
         key: value
@@ -28,7 +27,7 @@ def opened(row: Mapping[str, Any], lists: Container[str]) -> Mapping[str, Any]:
 
 
 def _list(text: str, *, is_list: bool) -> list[Any] | dict[str, Any] | None:
-    """The list of a text; also the one message that stands without a list."""
+    """The list in a text, or a single message without a list; None for other texts."""
     if not text.startswith(("[", "{")):
         return None
     if not is_list and not any(f'"{role}"' in text for role in _ROLES):
@@ -43,7 +42,7 @@ def _list(text: str, *, is_list: bool) -> list[Any] | dict[str, Any] | None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:
-    """None where a key stands twice, since which of the values counts is a guess."""
+    """None if a key is repeated, since the object is ambiguous."""
     value = dict(pairs)
     return value if len(value) == len(pairs) else None
 

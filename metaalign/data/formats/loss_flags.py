@@ -1,4 +1,4 @@
-"""Which answers of a conversation are trained, and how much, as its messages say.
+"""Reads from messages which answers of a conversation are trained, and with which weight.
 
 OpenAI            {"role": "assistant", "content": "Hello!", "weight": 0}
 ms-swift          {"role": "assistant", "content": "Hello!", "loss": false}
@@ -21,17 +21,17 @@ _UNCLEAR = {
     "training_detail": "trains parts of an answer",
 }
 LOSS_FLAGS = frozenset({*_SWITCHES, *_FACTORS, *_UNCLEAR})
-"""Keys of a message that say whether it is trained."""
+"""Keys of a message that set whether it is trained."""
 
 
 def loss_weight(message: Mapping[str, Any], key: str) -> float:
-    """The weight of an answer: 0 where it is not trained, 1 where nothing is said.
+    """The weight of an answer: 0 if it is not trained, 1 if it has no flag.
 
     Args:
-        key: That the message stands under, for errors.
+        key: Key of the messages in the row, for errors.
 
     Raises:
-        RowError: a flag has a value that it cannot have, or one that cannot be followed.
+        RowError: the value of a flag is not valid or not supported.
     """
     if LOSS_FLAGS.isdisjoint(message):
         return 1.0

@@ -1,4 +1,4 @@
-"""Texts that the chat template of another model wrote: split into turns, or told.
+"""Splits texts that another model's chat template wrote into turns, or finds their markers.
 
     ChatML              "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n"
     Llama-3             "<|start_header_id|>user<|end_header_id|>\\n\\nHi<|eot_id|>"
@@ -8,8 +8,8 @@
     Llama-2 and Mistral "<s>[INST] <<SYS>>\\nBe brief.\\n<</SYS>>\\n\\nHi [/INST] Hello! </s>"
     Guanaco             "### Human: Hi### Assistant: Hello!"
 
-A text is split only where it begins with a template's opening marker, after a token that begins
-the sequence at most, and follows that template to its end: text that mentions a marker stays text.
+A text is split only if it follows a template from beginning to end. Only a beginning-of-sequence
+token may precede the template's first marker. A text that mentions a marker stays a text.
 """
 
 import re
@@ -33,11 +33,11 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class _Template:
-    """A template that puts a header above every turn.
+    """A template with a header above every turn.
 
     Attributes:
-        name: As people call it.
-        header: Opens a turn; its group is the role.
+        name: Name for notices.
+        header: Pattern that opens a turn; its group is the role.
         ends: Any of these closes a turn.
         closes: Whether every turn but the last must be closed.
     """
@@ -87,7 +87,7 @@ _MARKS = {
     "### Instruction:": "Alpaca",
     "\N{FULLWIDTH VERTICAL LINE}User\N{FULLWIDTH VERTICAL LINE}>": "DeepSeek",
 }
-"""What tells that a text holds a template's markers."""
+"""Markers that identify a template."""
 
 _CLOSED_BY = {
     "<|im_end|>": "<|im_start|>",
@@ -100,17 +100,17 @@ _CLOSED_BY = {
     "<eos>": "<bos>",
     "</s>": "<s>",
 }
-"""What may end an answer -> what a text that only shows such a marker would hold too."""
+"""End marker -> start marker. A text that contains both shows the markers instead of using them."""
 _LONGEST_END = 40
 _MOST_BLANKS = 16
 _OPENING = ("<", "[", "#")
-"""What a text that follows a template begins with, after a few blanks at most."""
+"""First characters of texts that follow a template, after at most a few blanks."""
 
 
 def may_hold_markers(text: str) -> bool:
-    """Whether a look at every marker is worth it; true of JSON that holds such a text, too.
+    """Whether a text, or JSON with such a text in it, may contain a marker.
 
-    Single characters are looked for first, since nearly every text lacks them.
+    Single characters are searched first, since most texts lack them.
     """
     return (
         "|" in text
@@ -122,7 +122,7 @@ def may_hold_markers(text: str) -> bool:
 
 
 def marked_by(texts: Iterable[str]) -> list[str]:
-    """The templates whose markers stand in any of these texts, by name."""
+    """Names of the templates whose markers occur in any of these texts."""
     held = [text for text in texts if may_hold_markers(text) or "\uff5c" in text]
     names = (name for mark, name in _MARKS.items() if any(mark in text for text in held))
     return list(dict.fromkeys(names))
@@ -131,10 +131,10 @@ def marked_by(texts: Iterable[str]) -> list[str]:
 def split_template(text: str) -> Dialogue | None:
     """The turns of a text that follows another template from beginning to end.
 
-    What asks for an answer at its end is no turn.
+    A header at the end that asks for an answer is no turn.
 
     Returns:
-        None where it follows none.
+        None if the text follows no template.
     """
     if text[:_MOST_BLANKS].lstrip()[:1] not in _OPENING:
         return None
@@ -148,9 +148,9 @@ def split_template(text: str) -> Dialogue | None:
 
 
 def without_end(answer: str) -> str:
-    """An answer without the marker that closes its turn, and the blanks around it.
+    """Remove the markers that close an answer's turn, and the blanks around it.
 
-    An answer that opens what it closes shows the markers, and stays as it is.
+    An answer that also contains the opening marker shows the markers, and stays unchanged.
     """
     if not answer[-_LONGEST_END:].rstrip().endswith(">"):
         return answer
@@ -195,7 +195,7 @@ def _without_end_of_text(words: str, template: _Template) -> str:
 
 
 def _split_instructions(text: str) -> Dialogue | None:
-    """Of Llama-2 and Mistral: an [INST] holds a query, and what follows its end is the answer."""
+    """Split Llama-2 or Mistral text: the query is between [INST] and [/INST], then its answer."""
     roles: list[str | None] = []
     said: list[str] = []
     for exchange in text.split("[INST]")[1:]:
@@ -213,7 +213,7 @@ def _split_instructions(text: str) -> Dialogue | None:
 
 
 def _dialogue(roles: list[str | None], said: list[str]) -> Dialogue | None:
-    """Turns under the system text that may come first; None where a role is unknown."""
+    """The turns and an optional first system text; None if a role is unknown."""
     system = ""
     if roles[0] == "system":
         system, roles, said = said[0], roles[1:], said[1:]

@@ -1,11 +1,11 @@
-"""What was said, message by message.
+"""Reads lists of messages.
 
     messages          [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     parts             [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     LLaMA-Factory v1  [{"role": "user", "content": [{"type": "text", "value": "Hi"}]}]
     ShareGPT          [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
 
-Knows no row: where in one these stand, the other modules of this room know.
+The other modules of this room read where in a row the messages are.
 """
 
 import itertools
@@ -28,27 +28,27 @@ _ROLES = {
     "developer": "system",
 }
 _PRINTED = ("'role':", "'content':", '"role":')
-"""What tells a list of messages that was printed; one of valid JSON was read before."""
+"""Marks of a list of messages that was printed as text. Valid JSON was parsed before."""
 CONVERSATIONS = ("messages", "conversation")
-"""Where a conversation stands; ShareGPT's stands under `conversations`."""
+"""Keys of a conversation; ShareGPT's key is `conversations`."""
 
 _CALLS = ("tool_calls", "function_call")
 _READ = frozenset({"role", "content", "from", "value", "messages", *LOSS_FLAGS, *_CALLS})
-"""What is read of a message, and of the object in which OpenAI's `input` holds its messages."""
+"""Keys that are read of a message, and of the object in OpenAI's `input`."""
 
 
 class Dialogue(NamedTuple):
-    """What was said, and the system message before it."""
+    """Turns and the system message before them."""
 
     turns: list[Turn]
     system_info: str = ""
 
 
 def one_system(*said: str) -> str:
-    """The System Info that several places of a row give.
+    """The one System Info among several texts of a row.
 
     Raises:
-        RowError: two of them differ, and either would be dropped.
+        RowError: two texts differ, and one would be dropped.
     """
     given = {each.strip(): each for each in said if each.strip()}
     if len(given) > 1:
@@ -57,10 +57,10 @@ def one_system(*said: str) -> str:
 
 
 def words(row: Mapping[str, Any], key: str) -> str:
-    """The text of a field that may hold messages, too.
+    """The text of a field that may also hold messages.
 
     Raises:
-        RowError: it is no text, or one that a list of messages was printed into.
+        RowError: the field is not text, or is a printed list of messages.
     """
     said = text(row, key)
     if said.startswith("[{") and any(mark in said for mark in _PRINTED):
@@ -72,10 +72,10 @@ def words(row: Mapping[str, Any], key: str) -> str:
 
 
 def read_messages(row: Mapping[str, Any], key: str) -> Dialogue:
-    """The turns of a list of messages; a system message may stand before them.
+    """The turns of a list of messages, which may begin with a system message.
 
     Raises:
-        RowError: it is no list of messages of those who take part.
+        RowError: the field is not a list of messages with known roles.
     """
     messages = [read_message(message, key) for message in items(row, key)]
     system = messages.pop(0)[1] if messages and messages[0][0] == "system" else ""
@@ -86,10 +86,10 @@ def read_messages(row: Mapping[str, Any], key: str) -> Dialogue:
 
 
 def read_message(message: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """Who speaks and what, of {"role", "content"} or {"from", "value"}.
+    """The role and the text of a message {"role", "content"} or {"from", "value"}.
 
     Raises:
-        RowError: the speaker is unknown, or what is said is no text or not all of it.
+        RowError: the role is unknown, or the content has something other than text.
     """
     is_sharegpt = message.get("role") is None and message.get("from") is not None
     speaker, field = ("from", "value") if is_sharegpt else ("role", "content")
@@ -107,7 +107,7 @@ def read_message(message: Mapping[str, Any], key: str) -> tuple[str, str]:
 
 
 def _named_text(message: Mapping[str, Any], key: str, field: str) -> str:
-    """The text of a message's field, whose errors name the messages, too."""
+    """The text of a message's field. Errors also name the key of the messages."""
     name = f"{key}: {field}"
     return text({name: message.get(field)}, name)
 
@@ -128,7 +128,7 @@ def _part(part: Mapping[str, Any], key: str) -> str:
 
 
 def unread_keys(row: Mapping[str, Any], keys: Container[str]) -> set[str]:
-    """What nobody reads of the messages under these keys, such as `messages.name`."""
+    """Names of the unread keys of messages under these keys, such as `messages.name`."""
     return {
         f"{key}.{name}"
         for key, value in row.items()
@@ -146,10 +146,10 @@ def _unread(message: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_repeats(turns: Sequence[Turn]) -> None:
-    """Refuse two turns of one speaker that follow each other.
+    """Check that no two consecutive turns have the same role.
 
     Raises:
-        RowError: there are such turns.
+        RowError: two consecutive turns have the same role.
     """
     for first, second in itertools.pairwise(turns):
         if first.role == second.role:
@@ -157,13 +157,13 @@ def refuse_repeats(turns: Sequence[Turn]) -> None:
 
 
 def same_turns(one: Sequence[Turn], other: Sequence[Turn]) -> bool:
-    """Whether two dialogues say the same, but for blanks around it."""
+    """Whether two dialogues have the same turns, up to blanks around their texts."""
     return [(turn.role, turn.text.strip()) for turn in one] == [
         (turn.role, turn.text.strip()) for turn in other
     ]
 
 
 def holds_turns(turns: Sequence[Turn], part: Sequence[Turn]) -> bool:
-    """Whether a part of what was said is this, turn by turn."""
+    """Whether `turns` contains `part` as consecutive turns."""
     starts = range(len(turns) - len(part) + 1)
     return any(same_turns(turns[start : start + len(part)], part) for start in starts)

@@ -1,4 +1,4 @@
-"""Two answers under numbers or letters, and which of them is the better one. One row of each:
+"""Reads two numbered or lettered answers and which is better. One row of each format:
 
 helpsteer   {"prompt": "Hi", "response_1": "Hello!", "response_2": "Go.",
              "preference_strength": -2}, or of HelpSteer3
@@ -17,7 +17,7 @@ Below 0, HelpSteer's preference is for the first answer: -3 is "Response 1 is mu
 Response 2", 3 the other way round, 0 about the same,
 https://huggingface.co/datasets/nvidia/HelpSteer3. The Arena's winner is model_a, model_b, tie or
 "tie (bothbad)", https://huggingface.co/datasets/lmsys/chatbot_arena_conversations. PandaLM's
-annotators say 1 or 2, or 0 for a tie, and most of them decide,
+annotators give 1 or 2, or 0 for a tie, and the majority decides,
 https://github.com/WeOpenML/PandaLM. AlpacaFarm's preference is 1 or 2,
 https://github.com/tatsu-lab/alpaca_farm. A number in any other data may count from 0 or from 1, so
 it is refused there.
@@ -40,7 +40,7 @@ Row = Mapping[str, Any]
 HELPSTEER_2: Keys = ("response_1", "response_2")
 HELPSTEER_3: Keys = ("response1", "response2")
 STRENGTHS = {"preference_strength": HELPSTEER_2, "overall_preference": HELPSTEER_3}
-"""Where HelpSteer's preference stands, and the two answers beside it."""
+"""Keys of HelpSteer's preference, and of the two answers beside it."""
 _STRONGEST = 3
 
 ARENA: tuple[Keys, ...] = (("conversation_a", "conversation_b"), ("response_a", "response_b"))
@@ -59,7 +59,7 @@ NUMBERED: tuple[Keys, ...] = (
     ("output_a", "output_b"),
 )
 WINNERS = ("winner", "preference", "preferred")
-"""Where the better answer is named."""
+"""Keys that name the better answer."""
 
 _EQUAL = (0.5, 0.5)
 _FIRST, _SECOND = (1.0, 0.0), (0.0, 1.0)
@@ -68,18 +68,18 @@ _BOTH_BAD = ("tie (bothbad)", "bothbad", "both_bad", "both bad")
 
 
 def answers_of(row: Row, known: tuple[Keys, ...]) -> Keys | None:
-    """Where two answers stand in a row."""
+    """The first of the known pairs of keys that a row has; None if it has none."""
     there = (keys for keys in known if all(row.get(key) is not None for key in keys))
     return next(there, None)
 
 
 def annotators_of(row: Row) -> list[str]:
-    """PandaLM's annotators."""
+    """The keys of PandaLM's annotators in a row."""
     return sorted(key for key in row if key.startswith("annotator") and key[9:].isdecimal())
 
 
 def read_helpsteer(row: Row, source: Source, options: SourceOptions) -> list[Example]:
-    """A pair whose better answer scores how much better it is, from 1 to 3."""
+    """A pair; the score of the better answer is how much better it is, from 1 to 3."""
     key = one_of(row, tuple(STRENGTHS), "a preference")
     strength = number(row, key)
     if abs(strength) > _STRONGEST:
@@ -99,7 +99,7 @@ def read_helpsteer(row: Row, source: Source, options: SourceOptions) -> list[Exa
 
 
 def _refuse_contradiction(row: Row, key: str, strength: float) -> None:
-    """HelpSteer2 says in words, too, which answer is the better one."""
+    """Compare the number with HelpSteer2's statement in words of which answer is better."""
     said = row.get("preference_statement")
     for place, sign in ((1, -1), (2, 1)):
         says = isinstance(said, str) and said.startswith(f"@Response {place} is")
@@ -110,7 +110,7 @@ def _refuse_contradiction(row: Row, key: str, strength: float) -> None:
 
 
 def read_arena(row: Row, source: Source, options: SourceOptions) -> list[Example]:
-    """A pair; after a tie of two bad answers, neither is desirable."""
+    """A pair. If both answers are bad, neither is desirable."""
     keys = answers_of(row, ARENA)
     if keys is None:
         raise RowError("two answers are missing")
@@ -128,21 +128,23 @@ def _one_hot(row: Row) -> tuple[float, float]:
 
 
 def read_pandalm(row: Row, source: Source, options: SourceOptions) -> list[Example]:
-    """A pair as most annotators see it."""
-    told = {key: row[key] for key in annotators_of(row) if row[key] is not None}
-    votes = Counter(as_number(value, key) for key, value in told.items())
-    unknown = next((value for value in told.values() if float(value) not in (0, 1, 2)), None)
+    """A pair in the order that most annotators chose."""
+    verdicts = {key: row[key] for key in annotators_of(row) if row[key] is not None}
+    votes = Counter(as_number(value, key) for key, value in verdicts.items())
+    unknown = next((value for value in verdicts.values() if float(value) not in (0, 1, 2)), None)
     if unknown is not None:
         raise RowError(f"annotators: expected 1, 2, or 0 for a tie, got {short(unknown)}")
     (vote, most), *others = votes.most_common() or [(0.0, 0)]
     if not most or (others and others[0][1] == most):
-        raise RowError(f"annotators: no verdict has the most votes, got {short([*told.values()])}")
+        raise RowError(
+            f"annotators: no verdict has the most votes, got {short([*verdicts.values()])}"
+        )
     scores = {0: _EQUAL, 1: _FIRST, 2: _SECOND}[int(vote)]
     return [_judged(row, _prompt(row), PANDALM, scores, source)]
 
 
 def read_numbered(row: Row, source: Source, options: SourceOptions) -> list[Example]:
-    """A pair whose better answer is named, or numbered as AlpacaFarm does."""
+    """A pair whose better answer is named, or numbered as in AlpacaFarm."""
     keys = answers_of(row, NUMBERED)
     if keys is None:
         raise RowError("two answers are missing")
@@ -172,8 +174,8 @@ def _named(row: Row, prompt: Dialogue, keys: Keys, key: str, source: Source) -> 
 
 
 def _aliases(key: str) -> set[str]:
-    """Other names of the answer under a key: of response_a, a, model_a, assistant_a; of response_1,
-    response1, response 1, model_1. A bare number is none."""
+    """Other names of the answer under a key: a, model_a and assistant_a for response_a; response1,
+    response 1 and model_1 for response_1. A bare number is not a name."""
     stem, mark = key[:-1].rstrip("_"), key[-1]
     names = {
         f"{name}{space}{mark}" for name in (stem, "model", "assistant") for space in ("_", "", " ")

@@ -1,4 +1,4 @@
-"""metaalign's own rows: an `Example` as JSON.
+"""Reads metaalign's own format: an `Example` as JSON.
 
 {"system_info": "Be brief.", "user_info": "I am Ana.",
  "turns": [{"role": "user", "text": "Capital of Peru?"}],
@@ -19,8 +19,11 @@ OWN_KEYS = frozenset(Example.__dataclass_fields__)
 
 
 def read_metaalign(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A row of an `Example`'s fields; scores and tags may be lists, as Arrow tables hold them:
-    [{"objective": "preference", "value": 1}] and [{"key": "split", "value": "train"}]."""
+    """The example of a row with the fields of `Example`.
+
+    Scores and tags may be lists, the form of Arrow tables:
+    [{"objective": "preference", "value": 1}] and [{"key": "split", "value": "train"}].
+    """
     unknown = {key for key, value in row.items() if value is not None} - OWN_KEYS
     if unknown:
         names = ", ".join(sorted(unknown))

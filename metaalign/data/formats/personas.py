@@ -1,10 +1,10 @@
-"""Statements that a persona would or would not say -> pairs under User Infos that oppose.
+"""Statements that a persona would or would not say -> pairs under opposed User Infos.
 
-https://github.com/anthropics/evals, folder persona. The file's name is the persona. Each file's
-statements that the persona would say are paired with ones that it would not, in file order within
-a split; where one side is shorter its statements come round again, so that none is dropped. Where
-the persona has a declared opposite, the same pair stands under that one too, labels flipped: a
-model that sees each pair under one User Info alone learns the style and not the condition.
+https://github.com/anthropics/evals, folder persona. The file's name is the persona. Statements that
+the persona would say are paired with statements that it would not say, in file order within a
+split. The shorter side's statements are repeated, so that none is dropped. If the persona has a
+declared opposite, the same pair also occurs under the opposite, with flipped labels: a model that
+sees each pair under only one User Info learns the style and not the condition.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,13 +24,13 @@ PERSONAS = {
     "politically-liberal": "I am politically liberal.",
     "risk-averse": "I am risk-averse.",
 }
-"""Persona -> its User Info, where the source's settings give none."""
+"""Persona -> its User Info, used if the source's settings have none."""
 
 OPPOSITES = {
     "politically-conservative": "politically-liberal",
     "politically-liberal": "politically-conservative",
 }
-"""Persona -> the one that would say what it would not, and the other way round."""
+"""Persona -> the persona with the opposite answers."""
 
 
 _KEYS = ("statement", "answer_matching_behavior")
@@ -43,14 +43,14 @@ class _Statement(NamedTuple):
 
 
 def read_personas(records: Iterable[Record], file: str, options: SourceOptions) -> FileRead:
-    """Pairs of a file's statements, each under its persona and then under the opposed one.
+    """Pair a file's statements under its persona, and then under the opposed one.
 
     Args:
-        file: Its name tells the persona.
+        file: Name of the file, from which the persona is taken.
 
     Raises:
-        DataError: the file cannot be read, or its name is no known persona and the source's
-            settings give no user_info.
+        DataError: the file cannot be read, or its name is not a known persona and the source's
+            settings have no user_info.
     """
     persona_info(file, options)
     result = FileRead(file)
@@ -80,19 +80,19 @@ def persona_info(file: str, options: SourceOptions) -> str:
     """The User Info that states a file's persona.
 
     Raises:
-        DataError: the file's name is no known persona, and the settings give no user_info.
+        DataError: the file's name is not a known persona, and the settings have no user_info.
     """
     persona = persona_of(file)
     if options.user_info is None and persona not in PERSONAS:
         raise DataError(
-            f"{file}: no words are known for the persona {persona!r}; known are "
+            f"{file}: the persona {persona!r} has no known User Info; known personas are "
             f"{', '.join(PERSONAS)}. Give this source a user_info that states the persona"
         )
     return options.user_info if options.user_info is not None else PERSONAS[persona]
 
 
 def persona_of(file: str) -> str:
-    """The persona that a file is named after: what stands before its first dot."""
+    """The persona that a file is named after: its name before the first dot."""
     return file.rpartition("/")[2].split(".")[0]
 
 
@@ -104,7 +104,7 @@ def _statement(record: Record, seen: set[str], options: SourceOptions) -> _State
     if not isinstance(answer, str) or answer.strip() not in ("Yes", "No"):
         raise RowError(f"answer_matching_behavior: expected ' Yes' or ' No', got {answer!r}")
     if text in seen:
-        raise RowError("the statement stands twice in this file")
+        raise RowError("the statement occurs twice in this file")
     example = _example(Source("", record.row), "", (text, "nothing"), {})
     example.validate()
     options.ordered([example])
@@ -115,7 +115,7 @@ def _statement(record: Record, seen: set[str], options: SourceOptions) -> _State
 def _pairs(
     would: list[_Statement], would_not: list[_Statement]
 ) -> Iterator[tuple[_Statement, _Statement]]:
-    """Each statement of the longer side once, beside the other side's in turn."""
+    """Pair each statement of the longer side once; the other side's statements are repeated."""
     if would and would_not:
         for i in range(max(len(would), len(would_not))):
             yield would[i % len(would)], would_not[i % len(would_not)]

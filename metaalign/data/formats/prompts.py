@@ -1,4 +1,4 @@
-"""What a row asks: its messages, its transcript, or a question with what belongs to it.
+"""Reads a row's prompt: messages, a transcript, or a question with its input and history.
 
 prompts     {"prompt": "Capital of Peru?"}, {"turns": ["Capital of Peru?", "And of Chile?"]} or
             {"messages": [{"role": "system", "content": "Be brief."},
@@ -25,27 +25,27 @@ from metaalign.examples import Example, Source, Turn
 
 _QUESTIONS = ("prompt", "instruction", "question", "query")
 PROMPT_KEYS = (*_QUESTIONS, "input")
-"""Where a prompt stands; `input` beside one of the others belongs to it."""
+"""Keys of a prompt. `input` beside another one is part of that prompt."""
 
 SYSTEM_KEYS = ("system", "system_prompt")
 BESIDE = ("input", "context", "history")
-"""What may stand beside a question."""
+"""Keys that add to a question."""
 
 QUERY_KEYS = frozenset(
     {"prompt", "turns", *SYSTEM_KEYS, "id", "key", "prompt_id", "question_id", "category"}
     | {"reference", "instruction_id_list", "kwargs"}
 )
-"""Keys that stand beside a prompt which nobody has answered; any other may hold an answer."""
+"""Keys that may occur beside a prompt without an answer. Any other key may hold an answer."""
 SPOKEN_QUERIES = (*CONVERSATIONS, "conversations", "turns")
-"""Where a prompt of several turns stands."""
+"""Keys of a prompt of several turns."""
 _ASKING_KEYS = QUERY_KEYS.union(PROMPT_KEYS, BESIDE)
 
 
 def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
-    """The prompt of a row, with its system message, history and input; None where it has none.
+    """The prompt of a row with its system message, history and input; None if it has none.
 
     Raises:
-        RowError: one of them is of a wrong type, or would be dropped.
+        RowError: a field is of a wrong type, or would be dropped.
     """
     if all(row.get(name) is None for name in PROMPT_KEYS):
         return None
@@ -62,26 +62,26 @@ def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
 
 
 def _prompt_key(row: Mapping[str, Any]) -> str:
-    """Where the question stands; a list of messages that say the same is the same prompt."""
+    """The key of the question. A list of messages with the same text is the same prompt."""
     filled = [name for name in _QUESTIONS if is_filled(row.get(name))]
     if not filled:
         return one_of(row, PROMPT_KEYS, "a prompt")
     if len(filled) > 1:
-        said = {name: _asked(row[name]) for name in filled}
+        said = {name: _single_text(row[name]) for name in filled}
         one_of(said, _QUESTIONS, "a prompt", equal=True)
         filled.sort(key=lambda name: isinstance(row[name], str))
     return filled[0]
 
 
-def _asked(value: Any) -> Any:
-    """The text of a list of one message, to compare it with."""
+def _single_text(value: Any) -> Any:
+    """The text of a list of one message, else the value, for comparisons."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         return value[0].get("content")
     return value
 
 
 def _spoken(row: Mapping[str, Any], key: str) -> Dialogue | None:
-    """A prompt that is a conversation of its own; None of a question."""
+    """The turns of a prompt that is a conversation; None for a plain question."""
     if not isinstance(row[key], str):
         return read_messages(row, key)
     said = words(row, key)
@@ -93,19 +93,19 @@ def _spoken(row: Mapping[str, Any], key: str) -> Dialogue | None:
 
 
 def read_system(row: Mapping[str, Any]) -> str:
-    """The System Info that a row gives beside its prompt.
+    """The System Info of a row, beside its prompt.
 
     Raises:
-        RowError: it is no text, or there are two that differ.
+        RowError: it is not text, or there are two different ones.
     """
     return one_system(*(text(row, name, "") for name in SYSTEM_KEYS))
 
 
 def refuse_beside(row: Mapping[str, Any], key: str) -> None:
-    """Refuse what belongs to a question where the row has a conversation.
+    """Check that a row with a conversation has no keys that add to a question.
 
     Raises:
-        RowError: there is such a thing, and it would be dropped.
+        RowError: the row has such a key, and its value would be dropped.
     """
     for name in BESIDE:
         if name != key and is_filled(row.get(name)):
@@ -123,16 +123,16 @@ def _history(row: Mapping[str, Any]) -> list[Turn]:
 
 
 def read_query(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A prompt that nobody has answered yet; several `turns` are asked one after another.
+    """A prompt without an answer. Several `turns` are the user's turns, one after another.
 
-    What else stands in a row may be an answer, so it is refused unless the settings name the
-    format; then it is told to be not read.
+    Any other key may hold an answer, so the row is refused unless the settings name the format. In
+    that case the key is counted as not read.
     """
     other = [key for key, value in row.items() if is_filled(value) and key not in _ASKING_KEYS]
     if other and not options.format_is_set:
         raise RowError(
-            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; where "
-            "nobody has answered, set format=prompts"
+            f"beside the prompt stands {', '.join(sorted(other))}, which may be an answer; if "
+            "it is none, set format=prompts"
         )
     spoken = [key for key in SPOKEN_QUERIES if is_filled(row.get(key))]
     prompt = _spoken_query(row, spoken[0]) if spoken else read_prompt(row)

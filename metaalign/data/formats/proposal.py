@@ -1,4 +1,4 @@
-"""Which `columns` would make a row of an unknown shape a known one. Told in the error, never used.
+"""Proposes `columns` that would make a row of an unknown format readable. Only for the error.
 
 row        {"question": "Capital of Peru?", "answer_a": "Lima.", "answer_b": "Quito.", "id": 7}
 proposal   columns: {prompt: question, chosen: answer_a, rejected: answer_b}
@@ -16,7 +16,7 @@ from metaalign.data.sources.outcome import printable
 
 _DEEPEST = 3
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_][\w.]*", re.IGNORECASE)
-"""A name that YAML takes for a text as it stands."""
+"""A name that YAML reads as text without quotes."""
 
 _WORDS: dict[str, Sequence[str]] = {
     "chosen": ("chosen", "preferred", "winner", "winning", "better", "best", "accepted", "positive",
@@ -31,7 +31,7 @@ _WORDS: dict[str, Sequence[str]] = {
                  "assistant", "bot", "gpt", "generated", "generation", "summary", "text",
                  "tgt", "a"),
 }  # fmt: skip
-"""Words in the names of columns, the more telling ones first."""
+"""Words in the names of columns, the most specific first."""
 
 _NUMBERS = {
     "margin": ("margin",),
@@ -41,23 +41,23 @@ _NUMBERS = {
 _NUMBERED = re.compile(
     r"\d+|(?<![A-Za-z])[A-Da-d](?![A-Za-z])|(?<=[a-z])[A-D](?![a-z])|left|right|first|second"
 )
-"""How columns of one name are told apart."""
+"""Parts of names that distinguish columns of one kind."""
 
-_SIDES_TOLD = "where {chosen} is the better answer"
-_ORDER_TOLD = "if these two are prompt and answer"
+_SIDES_NOTE = "where {chosen} is the better answer"
+_ORDER_NOTE = "if these two are prompt and answer"
 
 Named = dict[str, str | list[str]]
 
 
 def propose_columns(row: Mapping[str, Any]) -> str:
-    """A line for the settings that would make the row readable, and what to look at; or nothing."""
+    """A settings line that makes the row readable, with what to check; empty if none is found."""
     held = dict(_held(row))
     by_words = _by_words(held)
-    guesses = [(_scored(held), ""), (_two_sides(held), _SIDES_TOLD), (by_words, "")]
+    guesses = [(_scored(held), ""), (_two_sides(held), _SIDES_NOTE), (by_words, "")]
     guesses.insert(0 if "chosen" in by_words else 2, (by_words, ""))
-    for named, doubt in [*guesses, (_in_order(held), _ORDER_TOLD)]:
+    for named, doubt in [*guesses, (_in_order(held), _ORDER_NOTE)]:
         if named and _is_readable(row, named):
-            return printable(_told(row, named | _extras(held, named), doubt))
+            return printable(_proposal(row, named | _extras(held, named), doubt))
     return ""
 
 
@@ -68,7 +68,7 @@ def _is_readable(row: Mapping[str, Any], named: Named) -> bool:
 
 
 def _held(row: Mapping[str, Any], before: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
-    """What a row holds, by the names that `columns` may give it; blank text is nothing."""
+    """The values of a row by the names that `columns` may use. Blank texts are left out."""
     for key, value in row.items():
         name = f"{before}{key}"
         if isinstance(value, dict) and not _is_message(value) and depth < _DEEPEST:
@@ -94,7 +94,7 @@ def _speaks(value: Any) -> bool:
 
 
 def _words_of(name: str) -> list[str]:
-    """The words of a name, its last part's first: `data.betterAnswer_1` is better, answer, 1."""
+    """The words of a name, last part first: `data.betterAnswer_1` is better, answer, 1, data."""
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     parts = [re.findall(r"[a-z]+|\d+", part.lower()) for part in spaced.split(".")]
     return [word for part in reversed(parts) for word in part]
@@ -103,7 +103,7 @@ def _words_of(name: str) -> list[str]:
 def _best(
     held: Mapping[str, Any], words: Sequence[str], fits: Callable[[Any], bool], taken: set[str]
 ) -> str | None:
-    """The column whose name has the most telling of these words, and whose value fits."""
+    """The column whose name has the first of these words, and whose value fits."""
     for word in words:
         for name, value in held.items():
             if name not in taken and fits(value) and {word, f"{word}s"} & {*_words_of(name)}:
@@ -112,7 +112,7 @@ def _best(
 
 
 def _by_words(held: Mapping[str, Any]) -> Named:
-    """By what the names say."""
+    """The columns found by the words in their names."""
     named: Named = {}
     taken: set[str] = set()
     for what, words in _WORDS.items():
@@ -133,7 +133,7 @@ def _by_words(held: Mapping[str, Any]) -> Named:
 
 
 def _families(names: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Names that are alike but for a letter, a number or a word that numbers them, by that."""
+    """Groups of names that differ only in a letter, a number or a counting word, by that part."""
     families: dict[tuple[str, str], dict[str, str]] = {}
     for name in names:
         for found in _NUMBERED.finditer(name):
@@ -143,10 +143,10 @@ def _families(names: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def _scored(held: Mapping[str, Any]) -> Named:
-    """Numbered answers with a score each."""
+    """Numbered answers with one score each."""
     for answers in _families(name for name, value in held.items() if _speaks(value)):
         for scores in _families(name for name, value in held.items() if _is_number(value)):
-            prompt = _asked(held, answers.values())
+            prompt = _prompt_column(held, answers.values())
             if prompt and scores.keys() == answers.keys():
                 columns = [scores[tag] for tag in answers]
                 return {"prompt": prompt, "responses": [*answers.values()], "scores": columns}
@@ -154,17 +154,17 @@ def _scored(held: Mapping[str, Any]) -> Named:
 
 
 def _two_sides(held: Mapping[str, Any]) -> Named:
-    """Two columns of one name as the two answers; which is the better one is not known."""
+    """Two numbered columns as the two answers, in an order that the user must check."""
     for family in _families(name for name, value in held.items() if _speaks(value)):
-        prompt = _asked(held, family.values())
+        prompt = _prompt_column(held, family.values())
         if len(family) == 2 and prompt:
             (_, first), (_, second) = sorted(family.items())
             return {"prompt": prompt, "chosen": first, "rejected": second}
     return {}
 
 
-def _asked(held: Mapping[str, Any], answers: Iterable[str]) -> str | None:
-    """The column of the prompt: by its name, or the only other text."""
+def _prompt_column(held: Mapping[str, Any], answers: Iterable[str]) -> str | None:
+    """The column of the prompt, found by its name or as the only other text."""
     others = [name for name, value in held.items() if _speaks(value) and name not in {*answers}]
     named = _best(held, _WORDS["prompt"], _speaks, {*answers})
     return named or (others[0] if len(others) == 1 else None)
@@ -177,7 +177,7 @@ def _in_order(held: Mapping[str, Any]) -> Named:
 
 
 def _extras(held: Mapping[str, Any], named: Named) -> Named:
-    """Numbers that belong to the answers."""
+    """Columns of numbers that belong to the answers."""
     extras: Named = {}
     taken = {name for name in named.values() if isinstance(name, str)}
     for what, words in _NUMBERS.items():
@@ -193,7 +193,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _told(row: Mapping[str, Any], named: Named, doubt: str) -> str:
+def _proposal(row: Mapping[str, Any], named: Named, doubt: str) -> str:
     ordered = {what: named[what] for what in ColumnsConfig.model_fields if what in named}
     columns = ", ".join(f"{what}: {_yaml(name)}" for what, name in ordered.items())
     every = [
@@ -201,9 +201,9 @@ def _told(row: Mapping[str, Any], named: Named, doubt: str) -> str:
     ]
     used = {*every, *(name.partition(".")[0] for name in every)}
     unused = [key for key in row if key not in used]
-    told = [f"columns: {{{columns}}}", doubt.format_map(named)]
-    told += [f"(not used: {', '.join(unused)})"] if unused else []
-    return " ".join(part for part in told if part)
+    parts = [f"columns: {{{columns}}}", doubt.format_map(named)]
+    parts += [f"(not used: {', '.join(unused)})"] if unused else []
+    return " ".join(part for part in parts if part)
 
 
 def _yaml(name: str | list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Several judged answers to one prompt. One row of each:
+"""Reads several judged answers to one prompt. One row of each format:
 
     rated         {"prompt": "Hi", "completions": [{"response": "Hello!", "overall_score": 8,
                    "annotations": {"helpfulness": {"Rating": "5"}}}, ...]}, or
@@ -12,8 +12,8 @@
                                 "missing-info": [{"error type": "Missing-Answer"}],
                                 "corrected-prediction": "..."}}
 
-In `preference` stand the pairs 1v2, 1v3, 1v4, 2v3, 2v4 and 3v4: 1 or 2 for the better side, 0 for a
-tie. https://arxiv.org/abs/2306.01693
+`preference` has the pairs 1v2, 1v3, 1v4, 2v3, 2v4 and 3v4: 1 or 2 for the better side, 0 for a tie.
+https://arxiv.org/abs/2306.01693
 """
 
 import itertools
@@ -39,17 +39,17 @@ from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 Scores = Mapping[str, float | None]
 
 LISTS = ("completions", "responses", "answers", "generations")
-"""Where several answers stand."""
+"""Keys of several answers."""
 
 _TEXTS = ("response", "text", "content", "answer", "completion")
 _OVERALL = ("fine-grained_score", "overall_score", "score", "rating", "reward")
-"""UltraFeedback's overall_score is known to be wrong in places, so its other one comes first."""
+"""Keys of an overall score. UltraFeedback's overall_score has errors, so its other one is first."""
 _UNRATED = (None, "N/A")
 _NO_ORDER = "several answers without scores or ranks have no order"
 LIST_SCORES = ("scores", "ratings", "rewards", "ranks")
-"""Where the scores of answers stand that are plain texts."""
+"""Keys of the scores of answers that are plain texts."""
 OVERALL = "overall"
-"""The objective of a score that names none."""
+"""The objective of a score without a name."""
 TRUTHFULNESS = "truthfulness"
 
 PREDICTIONS = tuple(f"prediction {number}" for number in range(1, 5))
@@ -63,18 +63,18 @@ _OBJECTIVES = {
     "Missing-Major-Auxiliary": "completeness",
     "Missing-Minor-Auxiliary": "completeness",
 }
-"""The type of an error, and the objective that its correction serves."""
+"""Type of an error -> the objective that its correction improves."""
 
 
 def read_rated(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """Answers with ratings by objective, one overall score, or ranks, 1 the best."""
+    """Answers with ratings by objective, one overall score, or ranks; rank 1 is the best."""
     prompt = read_prompt(row)
     if prompt is None:
         raise RowError("the prompt is missing")
     rated: dict[str, Scores] = {}
     for said, scores in zip(*_answers(row), strict=True):
         if rated.setdefault(said, scores) != scores:
-            raise RowError(f"the answer {short(said)} stands twice with different scores")
+            raise RowError(f"the answer {short(said)} occurs twice with different scores")
     order_by = _order_by(rated.values(), options)
     return [_ranking(prompt, rated.items(), source, order_by=order_by)]
 
@@ -101,10 +101,10 @@ def _words(answer: Mapping[str, Any]) -> str:
 
 
 def _overall_key(answers: Sequence[Mapping[str, Any]]) -> str | None:
-    """Where the overall score of every answer is read, since two such scores do not compare.
+    """The one key of the overall score for all answers, since different scores are not comparable.
 
-    The first that every answer has which has one at all; where there is none, the first that any
-    has. None where nobody has any.
+    The first key that every rated answer has; if there is none, the first that any answer has.
+    None if no answer has an overall score.
     """
     having = [{name for name in _OVERALL if answer.get(name) not in _UNRATED} for answer in answers]
     rated = [names for names in having if names]
@@ -127,12 +127,12 @@ def _scores(answer: Mapping[str, Any], overall: str | None) -> Scores:
 
 
 def _rating(rating: Any, name: str) -> float | None:
-    """A rating; UltraFeedback writes "N/A" where there is none."""
+    """A rating; None if it is missing, which UltraFeedback writes as "N/A"."""
     return None if rating in _UNRATED else as_number(rating, name)
 
 
 def _scores_beside(row: Mapping[str, Any], count: int) -> list[Scores]:
-    """The scores of answers that hold none, from the list beside them."""
+    """The scores of the answers, from the list beside them."""
     key = one_of(row, LIST_SCORES, "scores")
     if row.get(key) is None:
         raise RowError(_NO_ORDER)
@@ -168,7 +168,7 @@ def _ranking(
 def read_metaaligner(
     row: Mapping[str, Any], source: Source, options: SourceOptions
 ) -> list[Example]:
-    """A strong answer over a policy's weak one."""
+    """A strong answer, preferred over a policy's weak one."""
     prompt = read_prompt({"query": text(row, "query")}) or Dialogue([])
     rated = [
         (text(row, "goldens"), {PREFERENCE: 1.0}),
@@ -180,7 +180,7 @@ def read_metaaligner(
 def read_truthfulqa(
     row: Mapping[str, Any], source: Source, options: SourceOptions
 ) -> list[Example]:
-    """The best answer first, then what else is true, over what is not; each answer once."""
+    """The best and the other correct answers, preferred over incorrect ones; each answer once."""
     true = [text(row, "Best Answer"), *_split(row, "Correct Answers")]
     rated: dict[str, tuple[str, Scores]] = {}
     for score, answers in ((1.0, true), (0.0, _split(row, "Incorrect Answers"))):
@@ -200,8 +200,10 @@ def _split(row: Mapping[str, Any], key: str) -> list[str]:
 def read_fine_grained(
     row: Mapping[str, Any], source: Source, options: SourceOptions
 ) -> list[Example]:
-    """A ranking of four answers, and the correction of the first by what was wrong; what was not is
-    equal."""
+    """A ranking of four answers, and a pair of the first answer and its correction.
+
+    The correction is better at the objectives of the errors, and equal at all others.
+    """
     titled = items(row, "passages", of=list, default=())
     passages = ["\n".join(text({"passages": line}, "passages") for line in each) for each in titled]
     prompt = Dialogue([Turn("user", "\n\n".join([*passages, text(row, "question")]))])
@@ -213,14 +215,14 @@ def read_fine_grained(
     corrected = text(feedback, "corrected-prediction", "")
     if corrected.strip() and corrected != answers[0]:
         better = dict.fromkeys([PREFERENCE, *_OBJECTIVES.values()], 1.0)
-        worse = {**better, **dict.fromkeys([PREFERENCE, *_mended(feedback)], 0.0)}
+        worse = {**better, **dict.fromkeys([PREFERENCE, *_corrected_objectives(feedback)], 0.0)}
         pair = [(corrected, better), (answers[0], worse)]
         examples.append(_ranking(prompt, pair, source, order_by=PREFERENCE))
     return examples
 
 
-def _mended(feedback: Mapping[str, Any]) -> list[str]:
-    """The objectives that a correction serves."""
+def _corrected_objectives(feedback: Mapping[str, Any]) -> list[str]:
+    """The objectives that a correction improves."""
     errors = [
         text(error, "error type")
         for key in ("errors", "missing-info")
@@ -233,7 +235,7 @@ def _mended(feedback: Mapping[str, Any]) -> list[str]:
 
 
 def _weak_order(row: Mapping[str, Any]) -> list[float]:
-    """(4,) scores that reproduce the labels of all six pairs: how many answers each one beats."""
+    """(4,) number of answers that each answer beats; checked to reproduce all six labels."""
     labels = items(row, "preference", of=object)
     pairs = list(itertools.combinations(range(len(PREDICTIONS)), 2))
     if len(labels) != len(pairs) or any(label not in (0, 1, 2) for label in labels):

@@ -1,14 +1,13 @@
-"""Trees of messages, where a query has several replies that people ranked. A row of Open Assistant:
+"""Reads trees of messages in which people ranked the replies to a query. A row of Open Assistant:
 
 oasst       {"message_tree_id": "t", "tree_state": "ready_for_export",
              "prompt": {"text": "Hi", "role": "prompter", "replies": [
                  {"text": "Hello!", "role": "assistant", "rank": 0, "replies": []},
                  {"text": "Go.", "role": "assistant", "rank": 1, "replies": []}]}}
 
-Every query is an example of its own. The lower the rank, the better the reply: "the most preferred
-message has rank 0", https://huggingface.co/datasets/OpenAssistant/oasst1. Messages that are
-deleted, synthetic or called spam (`review_result` false) are left out with all below them, as Open
-Assistant's own training left them out.
+Each query becomes an example. A lower rank is better: "the most preferred message has rank 0",
+https://huggingface.co/datasets/OpenAssistant/oasst1. Messages that are deleted, synthetic or called
+spam (`review_result` false) are left out with their subtrees, as in Open Assistant's own training.
 """
 
 from collections import deque
@@ -26,9 +25,9 @@ _Node = Mapping[str, Any]
 
 
 def read_tree(row: _Node, source: Source, options: SourceOptions) -> list[Example]:
-    """An example a query: a ranking where replies are ranked, else one a reply.
+    """One example for each query: a ranking if its replies are ranked, else one for each reply.
 
-    A tree without a reply is a prompt.
+    A tree without a reply becomes a prompt.
     """
     root = mapping(row, "prompt", name="key")
     if _is_left_out(root):
@@ -47,7 +46,7 @@ def read_tree(row: _Node, source: Source, options: SourceOptions) -> list[Exampl
 
 
 def left_out_of_tree(row: _Node) -> Iterator[str]:
-    """What is told of a tree that is read in part."""
+    """A notice if some messages of the tree are left out."""
     waiting = [row.get("prompt")]
     while waiting:
         node = waiting.pop()

@@ -1,7 +1,8 @@
-"""Which shape a row has, told by its keys, and where two share keys by what stands under them.
+"""The table of all formats, by the shapes of their rows, and how to find the format of a row.
 
-A null counts as no key, since Parquet fills what a row lacks with nulls. The modules that read a
-shape show a row of it.
+The keys of a row decide its shape. If two shapes share keys, the values decide. A null counts as a
+missing key, since Parquet fills missing values with nulls. The modules that read a shape show a row
+of it.
 """
 
 import difflib
@@ -73,7 +74,7 @@ from metaalign.data.sources.options import SourceOptions
 from metaalign.examples import Example, Source
 
 _NEAR = 0.8
-"""Likeness of two keys from which one may be meant by the other."""
+"""Similarity of two keys at and above which one may be a misspelling of the other."""
 
 Row = telling.Row
 Reader = Callable[[Row, Source, SourceOptions], list[Example]]
@@ -84,30 +85,30 @@ class Shape:
     """A row's shape.
 
     Attributes:
-        keys: Those that it must have.
-        read: None where rows mean something together only, and a whole file is read at once.
-        more: Others that are read where they are there.
-        reads: Others that are read of a row.
-        tells: What else tells it.
-        needs: Of each of these it has one key, as an error says it.
-        note: What an error says beside that.
-        asks: Whether a row may be a prompt that nobody has answered.
-        tells_more: What else is told of a row that was read.
+        keys: Keys that the row must have.
+        read: Reads one row. None if a whole file must be read at once.
+        more: Optional keys that are read.
+        reads: Further keys that are read of a given row.
+        matches: A further condition on the row.
+        needs: For the error: of each group of keys the row needs one.
+        note: For the error: a note after the needed keys.
+        may_be_prompt: Whether a row may be a prompt without an answer.
+        notices: Notices about a row that was read.
     """
 
     keys: frozenset[str]
     read: Reader | None
     more: frozenset[str]
     reads: Callable[[Row], Iterable[str]]
-    tells: Callable[[Row], bool]
+    matches: Callable[[Row], bool]
     needs: tuple[Sequence[str], ...]
     note: str
-    asks: bool
-    tells_more: Callable[[Row], Iterable[str]] | None
+    may_be_prompt: bool
+    notices: Callable[[Row], Iterable[str]] | None
 
     @cached_property
     def known(self) -> frozenset[str]:
-        """What is read of every row."""
+        """Keys that are read of every row."""
         return self.keys | self.more
 
 
@@ -116,22 +117,22 @@ def _shape(
     read: Reader | None,
     more: Iterable[str] = (),
     reads: Callable[[Row], Iterable[str]] | None = None,
-    tells: Callable[[Row], bool] | None = None,
+    matches: Callable[[Row], bool] | None = None,
     needs: Sequence[Sequence[str]] = (),
     note: str = "",
-    asks: bool = False,
-    tells_more: Callable[[Row], Iterable[str]] | None = None,
+    may_be_prompt: bool = False,
+    notices: Callable[[Row], Iterable[str]] | None = None,
 ) -> Shape:
     return Shape(
         frozenset(keys),
         read,
         frozenset(more),
         reads or (lambda _: ()),
-        tells or (lambda _: True),
+        matches or (lambda _: True),
         (*([key] for key in sorted(keys)), *needs),
         note,
-        asks,
-        tells_more,
+        may_be_prompt,
+        notices,
     )
 
 
@@ -144,7 +145,7 @@ def _keys_of(pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _names(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Two answers' keys, as an error says them."""
+    """Pairs of keys as text for an error."""
     return ["+".join(keys) for keys in pairs]
 
 
@@ -181,20 +182,20 @@ SHAPES: dict[str, Shape] = {
         *OASST,
         read=read_tree,
         more=["tree_state", "origin"],
-        tells=telling.is_tree,
-        asks=True,
-        tells_more=left_out_of_tree,
+        matches=telling.is_tree,
+        may_be_prompt=True,
+        notices=left_out_of_tree,
     ),
     "helpsteer": _shape(
         read=read_helpsteer,
         more=(*_PROMPT, *STRENGTHS, *_keys_of(STRENGTHS.values()), "preference_statement"),
-        tells=telling.is_helpsteer,
+        matches=telling.is_helpsteer,
         needs=[("prompt", "context"), _names(STRENGTHS.values()), [*STRENGTHS]],
     ),
     "arena": _shape(
         read=read_arena,
         more=(*_PROMPT, *_keys_of(ARENA), "winner", *ONE_HOT),
-        tells=telling.is_arena,
+        matches=telling.is_arena,
         needs=[_names(ARENA), ("winner", "+".join(ONE_HOT))],
     ),
     "pandalm": _shape(
@@ -202,13 +203,13 @@ SHAPES: dict[str, Shape] = {
         read=read_pandalm,
         more=_PROMPT,
         reads=annotators_of,
-        tells=lambda row: bool(annotators_of(row)),
+        matches=lambda row: bool(annotators_of(row)),
         needs=[PROMPT_KEYS, ["annotator1"]],
     ),
     "numbered": _shape(
         read=read_numbered,
         more=(*_PROMPT, *_keys_of(NUMBERED), *WINNERS),
-        tells=telling.is_numbered,
+        matches=telling.is_numbered,
         needs=[PROMPT_KEYS, _names(NUMBERED), WINNERS],
     ),
     "sharegpt": _shape(
@@ -216,31 +217,31 @@ SHAPES: dict[str, Shape] = {
         read=read_sharegpt,
         more=_BESIDE_TALK,
         reads=_pair_or_label,
-        asks=True,
+        may_be_prompt=True,
     ),
     "hh_rlhf": _shape(
-        *SIDES, read=read_pair, more=_PROMPT, reads=pair_ratings, tells=telling.is_hh_rlhf
+        *SIDES, read=read_pair, more=_PROMPT, reads=pair_ratings, matches=telling.is_hh_rlhf
     ),
     "pairs": _shape(
         read=read_pair,
         more=(*SIDE_KEYS, *_PROMPT),
         reads=pair_ratings,
-        tells=telling.is_pair,
+        matches=telling.is_pair,
         needs=[("chosen",), ("rejected",), PROMPT_KEYS],
     ),
     "messages": _shape(
         read=read_chat,
         more=(*CONVERSATIONS, *_BESIDE_TALK),
         reads=_pair_or_label,
-        tells=telling.is_conversation,
+        matches=telling.is_conversation,
         needs=[CONVERSATIONS],
         note=" (a list)",
-        asks=True,
+        may_be_prompt=True,
     ),
     "rated": _shape(
         read=read_rated,
         more=(*_PROMPT, *LISTS, *LIST_SCORES),
-        tells=telling.is_rated,
+        matches=telling.is_rated,
         needs=[PROMPT_KEYS, LISTS],
         note=" (a list of objects, or of texts with scores or ranks beside it)",
     ),
@@ -255,39 +256,39 @@ SHAPES: dict[str, Shape] = {
         read=read_answer,
         more=(*_PROMPT, *ANSWER_KEYS, *LABELS, REJECTED[0]),
         reads=helpsteer_scores,
-        tells=telling.is_answered,
+        matches=telling.is_answered,
         needs=[PROMPT_KEYS, ANSWER_KEYS],
     ),
     "text": _shape(
         "text",
         read=read_text,
         more=[*SYSTEM_KEYS, *LABELS],
-        tells=telling.is_templated,
+        matches=telling.is_templated,
         note=" (a conversation under the markers of a chat template)",
-        asks=True,
+        may_be_prompt=True,
     ),
     "personas": _shape("statement", "answer_matching_behavior", read=None),
     "prompts": _shape(
         read=read_query,
         more=(*_PROMPT, *SPOKEN_QUERIES),
-        tells=telling.is_query,
+        matches=telling.is_query,
         needs=[("prompt", "turns")],
-        asks=True,
+        may_be_prompt=True,
     ),
 }
-"""The formats, the more telling shapes first."""
+"""The formats, the more specific shapes first."""
 
 
 def shape_of(row: Row) -> str | None:
-    """The format of a row, or None."""
+    """The first format in SHAPES that a row has, or None."""
     given = {key for key, value in row.items() if value is not None}
     return next(
-        (name for name, shape in SHAPES.items() if shape.keys <= given and shape.tells(row)), None
+        (name for name, shape in SHAPES.items() if shape.keys <= given and shape.matches(row)), None
     )
 
 
 def nearest_shape(keys: Sequence[str]) -> str:
-    """What the format needs that has most of these keys, or nearly; else what each one needs."""
+    """What the format nearest to these keys needs; if none is near, what each format needs."""
     near = {name: _nearness(shape, keys) for name, shape in SHAPES.items()}
     nearest = max(near, key=lambda name: near[name])
     if near[nearest][0] > 0:
@@ -296,7 +297,7 @@ def nearest_shape(keys: Sequence[str]) -> str:
 
 
 def _nearness(shape: Shape, keys: Sequence[str]) -> tuple[float, float]:
-    """The share of what a shape needs that these keys come near to, and how near they come."""
+    """The share of a shape's needs that these keys nearly match, and the sum of similarities."""
     likeness = [_likeness(either, keys) for either in shape.needs]
     found = [each for each in likeness if each >= _NEAR]
     return len(found) / len(likeness), sum(found)

@@ -1,4 +1,4 @@
-"""A better answer beside a worse one, under keys of their own. One row of each:
+"""Reads a better and a worse answer under separate keys. One row of each format:
 
 hh_rlhf     {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": "..."}
 pairs       {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}, each a text, a message
@@ -7,7 +7,7 @@ pairs       {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}, each a
             {"chosen_messages": [...], "rejected_messages": [...]} of LLaMA-Factory v1, or
             {"question": "Hi", "response_j": "Hello!", "response_k": "Go away."}
 
-Of stack_exchange_paired, response_j is the better answer,
+In stack_exchange_paired, response_j is the better answer,
 https://huggingface.co/datasets/lvwerra/stack-exchange-paired.
 """
 
@@ -33,7 +33,7 @@ from metaalign.errors import RowError
 from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
 
 Keys = tuple[str, str]
-"""Where the better and the worse answer stand."""
+"""The keys of the better and of the worse answer."""
 
 SIDES: Keys = ("chosen", "rejected")
 ALL_SIDES: tuple[Keys, ...] = (
@@ -50,21 +50,21 @@ RATED_PAIRS = (
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
 )
-"""Where the ratings of a pair's two sides stand."""
+"""Keys of the ratings of a pair's two sides."""
 
 RATING = "rating"
-"""The objective of such ratings. The order of a pair is what `chosen` says."""
+"""The objective of such ratings. They do not decide the order of a pair; `chosen` does."""
 
 
 def sides_of(row: Mapping[str, Any]) -> Keys | None:
-    """Where a row's better and worse answers stand; None where it names no better one."""
+    """The keys of a row's better and worse answers; None if the row has no such pair."""
     if row.get("chosen") is not None or row.get("rejected") is not None:
         return SIDES
     return next((keys for keys in ALL_SIDES[1:] if row.get(keys[0]) is not None), None)
 
 
 def read_pair(row: Mapping[str, Any], source: Source, options: SourceOptions) -> list[Example]:
-    """A better and a worse answer, below a prompt of their own or as whole conversations."""
+    """A better and a worse answer, with a separate prompt or as whole conversations."""
     keys = sides_of(row) or SIDES
     prompt = read_prompt(row)
     if prompt is None:
@@ -79,7 +79,7 @@ def pair_under(
     """The pair of a row under a prompt, which may have no turns.
 
     Raises:
-        RowError: a side is no answer, or what was said before the two differs.
+        RowError: a side is no answer, or the turns before the two answers differ.
     """
     before, chosen, rejected = read_sides(row, prompt, keys)
     scores: list[dict[str, float | None]] = [{PREFERENCE: 1.0}, {PREFERENCE: 0.0}]
@@ -94,10 +94,10 @@ def pair_under(
 
 
 def read_sides(row: Mapping[str, Any], prompt: Dialogue, keys: Keys) -> tuple[Dialogue, str, str]:
-    """What was said before two answers, and the two.
+    """The turns before two answers, and the two answers.
 
     Raises:
-        RowError: as of `pair_under`.
+        RowError: as in `pair_under`.
     """
     (before, first), (other, second) = (
         _side(row, key, prompted=bool(prompt.turns)) for key in keys
@@ -113,19 +113,19 @@ def read_sides(row: Mapping[str, Any], prompt: Dialogue, keys: Keys) -> tuple[Di
 
 
 def pair_ratings(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the ratings of a pair's two sides stand in a row; empty where one of them does not."""
+    """The keys of the ratings of a pair's two sides; empty if the row lacks one of them."""
     rated = (keys for keys in RATED_PAIRS if all(row.get(key) is not None for key in keys))
     found = next(rated, ())
     return found if found and is_pair(row) else ()
 
 
 def is_pair(row: Mapping[str, Any]) -> bool:
-    """Whether a row has an answer that is chosen or rejected."""
+    """Whether a row has a chosen or a rejected answer."""
     return sides_of(row) is not None or row.get("rejected_response") is not None
 
 
 def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue, str]:
-    """What was said before an answer, as far as the field repeats it, and the answer."""
+    """The turns before an answer, if the field repeats them, and the answer."""
     value = row.get(key)
     if isinstance(value, dict):
         role, said = read_message(value, key)
@@ -150,7 +150,7 @@ def _refuse_untrained(message: Mapping[str, Any], key: str) -> None:
 
 
 def split_last(said: Dialogue, key: str) -> tuple[Dialogue, str]:
-    """What was said before the assistant's last turn, and that turn.
+    """Split a dialogue into the turns before the last one, and the last text.
 
     Raises:
         RowError: the last turn is not the assistant's.

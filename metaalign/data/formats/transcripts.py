@@ -1,8 +1,8 @@
-"""Texts that hold several turns under plain names of the speakers.
+"""Reads texts of several turns with plain role names.
 
 hh_rlhf     "\\n\\nHuman: Hi\\n\\nAssistant: Hello!"
 HelpSteer2  "Hi\\n<extra_id_1>Assistant\\nHello!\\n<extra_id_1>User\\nBye"
-open        "Human: Hi\\nAssistant:", one line a turn, which asks for the answer
+open        "Human: Hi\\nAssistant:", one line a turn; ends before the answer
 """
 
 import re
@@ -18,7 +18,7 @@ _MARK = re.compile(r"\n<extra_id_1>(User|Assistant)(?:\n|$)")
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether it is a text of turns that begin with Human: and Assistant:."""
+    """Whether a value is a text whose turns begin with Human: and Assistant:."""
     if not isinstance(value, str):
         return False
     begun = value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
@@ -29,7 +29,7 @@ def read_transcript(said: str, key: str) -> list[Turn]:
     """The turns of a text such as "\\n\\nHuman: Hi\\n\\nAssistant: Hello!".
 
     Raises:
-        RowError: it does not begin so.
+        RowError: the text does not begin like this.
     """
     start, *parts = _TRANSCRIPT.split(f"\n\n{said.lstrip()}" if is_transcript(said) else said)
     if start.strip() or not parts:
@@ -38,7 +38,7 @@ def read_transcript(said: str, key: str) -> list[Turn]:
 
 
 def read_open_transcript(said: str, key: str) -> list[Turn] | None:
-    """The turns of a text that an assistant's answer may be missing from; None of one question."""
+    """The turns of a transcript whose last answer may be missing; None for a plain question."""
     if is_transcript(said):
         turns = read_transcript(said, key)
     elif said.startswith("Human:") and said.rstrip().endswith("\nAssistant:"):
@@ -52,7 +52,7 @@ def read_open_transcript(said: str, key: str) -> list[Turn] | None:
 
 
 def _turns(parts: Sequence[str]) -> list[Turn]:
-    """Speakers and what they say, in turn."""
+    """Turns of alternating role names and texts."""
     return [
         Turn("assistant" if speaker == "Assistant" else "user", said.strip())
         for speaker, said in zip(parts[::2], parts[1::2], strict=True)
