@@ -33,7 +33,7 @@ class Selection:
     """(N,) int64, row of the store."""
 
     response_start: np.ndarray
-    """(N + 1,) int64, where each example's responses start in the next four."""
+    """(N + 1,) int64, where each example's responses start in the four arrays below."""
 
     response: np.ndarray
     """(sum K,) int64, number of the response in the example that it was written for."""
