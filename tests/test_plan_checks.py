@@ -66,7 +66,7 @@ def test_a_group_that_no_step_should_hold_is_named_with_its_setting(
         prepare(under_one, batch, length=ONE_EPOCH)
     assert str(error.value) == (
         "dpo: batch.group_by 'meta_prompt': the group of row 0 of /data/pairs.jsonl has 40 "
-        "examples, which one optimizer step would take together; allowed are 16, "
+        "examples, which one optimizer step would hold; the limit is 16, "
         "batch.max_group_ratio (2) times batch.global_batch_size (8). Set batch.group_by to "
         "'example', or batch.max_group_ratio to 5 to allow it"
     )

@@ -122,7 +122,7 @@ def test_steps_that_are_given_are_told_so_and_so_are_groups(page_of: Callable[..
 
 def test_max_steps_is_told_as_the_reason(page_of: Callable[..., str]) -> None:
     text = " ".join(page_of(examples(PAIR), length={"epochs": None, "max_steps": 9}).split())
-    assert "9 optimizer steps, 4 an epoch: length.max_steps, of at least 4 examples" in text
+    assert "9 optimizer steps, 4 an epoch: length.max_steps, each of at least 4 examples" in text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_max_steps_is_told_as_the_reason(page_of: Callable[..., str]) -> None:
     [
         (None, " and after the last training"),
         (2, ", every 2 steps and after the last training"),
-        (4, " and after the last; held_out.every_steps 4 comes to no more training"),
+        (4, " and after the last; held_out.every_steps 4 adds none between training"),
     ],
 )
 def test_when_held_out_examples_are_measured_is_told(

@@ -157,7 +157,7 @@ def test_two_of_torchrun_that_get_a_sigterm_save_and_one_process_goes_on(storage
     said = agent.communicate(timeout=120)[0]
     (step,) = saved_steps(storage / "stopped")
     assert 0 < step < 300
-    assert f"told to stop; saved at step {step}" in said
+    assert f"stopped; saved at step {step}" in said
     assert newest_whole(storage / "stopped") is not None
     assert read_result(storage / "stopped") is None
 

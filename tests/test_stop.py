@@ -76,7 +76,7 @@ def test_a_job_that_gets_sigterm_leaves_a_checkpoint_and_no_process(
     print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
     (step,) = saved_steps(storage / "stopped")
     assert driver.returncode == 143, log.read_text()
-    assert f"sft: told to stop; saved at step {step}" in log.read_text()
+    assert f"sft: stopped; saved at step {step}" in log.read_text()
     assert newest_whole(storage / "stopped") is not None
     until(lambda: not processes_with(mark), 20, "the end of every process")
 
@@ -133,7 +133,7 @@ def test_ray_job_stop_leaves_a_checkpoint_and_no_process(
         assert "stopped" in run(ray, "job", "stop", name, "--address", address)
         job.wait(60)
         (step,) = saved_steps(storage / "sft")
-        assert f"sft: told to stop; saved at step {step}" in log.read_text()
+        assert f"sft: stopped; saved at step {step}" in log.read_text()
         assert newest_whole(storage / "sft") is not None
         until(lambda: not workers(), 20, "the end of every process of the job")
     finally:

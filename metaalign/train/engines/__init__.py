@@ -1,1 +1,1 @@
-"""Engines that take an optimizer step: one process, or DeepSpeed's ZeRO over all workers."""
+"""The engines that run and update a model, on DeepSpeed's ZeRO over all workers."""

@@ -1,16 +1,16 @@
-"""What one worker returns or meets, on all of them: none may wait for one that has given up.
+"""Shares results and errors among the workers, so that none waits for one that has failed.
 
-A worker can fail alone: its node lacks the storage, its disk is full. There are two cases.
+A worker can fail alone: its node lacks the storage, or its disk is full. There are two cases.
 
-*Between collectives* (a store is opened, a checkpoint is chosen) the action goes through one of the
-functions here. All workers raise the same error, and all of them leave.
+*Between collectives* (opening a store, choosing a checkpoint) the action goes through one of the
+functions here. All workers raise the same error and leave together.
 
-*Amid collectives* (a forward pass, an all-reduce) the others already wait in another collective,
-where no agreement reaches them. The worker that failed must raise, and must never return: Ray
-Train and torchrun end the others when a worker fails, and wait for them when it returns.
+*Amid collectives* (a forward pass, an all-reduce) the other workers already wait in another
+collective and cannot receive the error. The worker that failed must raise, and must not return: Ray
+Train and torchrun end the other workers when one fails, but wait for them when one returns.
 
-`MetaAlignError.on_every_worker` tells the two apart. Without `torch.distributed` there is one
-worker. Knows no Ray.
+`MetaAlignError.on_every_worker` is true in the first case. Without `torch.distributed` there is one
+worker. Does not import Ray.
 """
 
 import platform
@@ -26,7 +26,7 @@ E = TypeVar("E", bound=MetaAlignError)
 
 
 class _Outcome(NamedTuple):
-    """What became of an action on one worker. It crosses processes."""
+    """The result or error of an action on one worker. It is sent to the other processes."""
 
     result: Any
     problem: OSError | MetaAlignError | None
@@ -34,13 +34,14 @@ class _Outcome(NamedTuple):
 
 
 def together(action: Callable[[], T], group: Any = None) -> list[T]:
-    """Do something on every worker; what each returned, by rank.
+    """Call `action` on every worker, and return the results by rank.
 
     Args:
-        group: The process group of all workers to talk over. None is the default one.
+        group: The process group of all workers to communicate over. None is the default one.
 
     Raises:
-        OSError: what any of them met, on all of them. It names the worker if others met nothing.
+        OSError: `action` raised it on some worker; all workers raise it. The message names the
+            worker unless all failed.
         MetaAlignError: likewise.
     """
     outcomes = _exchange(_try(action), group)
@@ -49,9 +50,9 @@ def together(action: Callable[[], T], group: Any = None) -> list[T]:
 
 
 def all_or_none(action: Callable[[], T], group: Any = None) -> T:
-    """Do something on every worker; what it returned on this one. Raises as `together`.
+    """Call `action` on every worker, and return this worker's result. Raises like `together`.
 
-    The results stay where they are, so they may be large.
+    The results are not sent to other workers, so they may be large.
     """
     outcome = _try(action)
     _raise_any(_exchange(outcome._replace(result=None), group))
@@ -59,10 +60,10 @@ def all_or_none(action: Callable[[], T], group: Any = None) -> T:
 
 
 def from_first(action: Callable[[], T], group: Any = None) -> T:
-    """Do something on worker 0 alone; what it returned, on every worker.
+    """Call `action` on worker 0 alone, and return its result on every worker.
 
     Raises:
-        OSError: what worker 0 met, on all of them.
+        OSError: `action` raised it on worker 0; all workers raise it.
         MetaAlignError: likewise.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
@@ -73,7 +74,7 @@ def from_first(action: Callable[[], T], group: Any = None) -> T:
 
 
 def met_by_all(error: E) -> E:
-    """The error, marked: it follows from values that are alike on all workers, so all raise it."""
+    """Mark an error that every worker raises, because it follows from values equal on all."""
     error.on_every_worker = True
     return error
 

@@ -1,4 +1,4 @@
-"""Settings -> the dict that DeepSpeed reads, and what must be there to obey them."""
+"""Builds DeepSpeed's config dict from the settings, and checks that this cluster supports them."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from metaalign.config.sections import WorkersConfig, ZeroConfig
 from metaalign.errors import ConfigError, TrainingError
 
 REDUCE_BUCKET = {"cpu": 4_000_000, "cuda": 100_000_000}
-"""Elements of gradient that are reduced together. DeepSpeed holds one buffer of this size."""
+"""Number of gradient elements reduced together. DeepSpeed holds one buffer of this size."""
 
 
 def deepspeed_settings(
     zero: ZeroConfig, *, max_grad_norm: float | None, dtype: torch.dtype, device_type: str
 ) -> dict[str, Any]:
-    """The dict that DeepSpeed reads. Steps and learning rates are the loop's own business.
+    """The config dict of DeepSpeed. The loop, not DeepSpeed, sets steps and learning rates.
 
-    Gradients are reduced and added up in float32 whatever the precision: DeepSpeed would reduce
-    bfloat16 gradients in bfloat16. It must believe that every micro-batch is a step of its own
-    (gradient accumulation 1); the engine tells it otherwise before each forward.
+    Gradients are reduced and accumulated in float32 in every precision: by default DeepSpeed
+    reduces bfloat16 gradients in bfloat16. `gradient_accumulation_steps` must be 1: instead, the
+    engine sets the accumulation boundary before each forward pass.
     """
     bucket = REDUCE_BUCKET[device_type]
     offloaded = {
@@ -57,31 +57,31 @@ def deepspeed_settings(
 
 
 def optimizer_place(zero: ZeroConfig, device_type: str) -> str:
-    """Where the optimizer's states rest while it runs: cpu or cuda."""
+    """Device of the optimizer's states while the optimizer runs: cpu or cuda."""
     return "cpu" if zero.offload_optimizer else device_type
 
 
 def check_second_cut(zero: ZeroConfig, workers: WorkersConfig) -> None:
-    """Every worker belongs to a group that holds a second cut of the parameters.
+    """Check that `zero.hpz_partition_size` divides the workers into groups of that size.
 
     Raises:
-        ConfigError: so many workers cannot be divided into such groups.
+        ConfigError: it does not divide the number of workers.
     """
     size = zero.hpz_partition_size
     for count in (workers.min_workers, workers.max_workers):
         if size is not None and count % size:
             raise ConfigError(
-                f"zero.hpz_partition_size {size} does not divide workers.num_workers {count}: give "
-                "the number of workers of a node, and whole nodes; or leave it out"
+                f"zero.hpz_partition_size {size} does not divide workers.num_workers {count}: set "
+                "it to the number of workers per node, and use whole nodes; or leave it out"
             )
 
 
 def check_offload(zero: ZeroConfig, device_type: str) -> None:
-    """Find what offloading to NVMe needs, before a worker needs it.
+    """Check that offloading to NVMe can work, before a worker starts.
 
     Raises:
-        TrainingError: the workers train on CPUs, or libaio is missing here, which is where they
-            are likely to run.
+        TrainingError: the workers train on CPUs, or libaio is missing on this machine, which is
+            likely to be like theirs.
     """
     if "nvme" not in (zero.offload_optimizer, zero.offload_parameters):
         return

@@ -1,6 +1,6 @@
-"""What the loop and checkpoints ask of an engine that takes steps. `zero.ZeroEngine` is one.
+"""The interface of engines to the loop and the checkpoints. `zero.ZeroEngine` implements it.
 
-Knows no DeepSpeed, no data, no loss and no Ray.
+Imports no DeepSpeed, data, loss or Ray.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from metaalign.train.model.policy import TensorRows
 
 
 class ForwardEngine(Protocol):
-    """What a pass without a gradient asks of an engine."""
+    """The interface of an engine for passes without a gradient."""
 
     policy: nn.Module
     rank: int
@@ -31,17 +31,17 @@ class ForwardEngine(Protocol):
 
 
 class Engine(ForwardEngine, Protocol):
-    """What the loop and checkpoints ask of an engine."""
+    """The interface of an engine for training."""
 
     optimizer: Optimizer
-    """The basic optimizer, below any wrapper of DeepSpeed's."""
+    """The torch optimizer inside DeepSpeed's wrapper."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this worker's share of the step's loss."""
+        """Accumulate the gradient of this worker's part of the step's loss."""
         ...
 
     def step(self, learning_rate: float) -> Tensor:
-        """Update the parameters; the global gradient norm before clipping, a scalar."""
+        """Update the parameters. Returns the global gradient norm before clipping, a scalar."""
         ...
 
     def shard(self, name: str, key: str | None) -> Tensor:
@@ -49,7 +49,7 @@ class Engine(ForwardEngine, Protocol):
         ...
 
     def load_shard(self, name: str, key: str | None, value: Tensor) -> None:
-        """Put back what `shard` gave. `refresh` must follow the last one."""
+        """Write what `shard` returned. Call `refresh` after the last `load_shard`."""
         ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -57,23 +57,23 @@ class Engine(ForwardEngine, Protocol):
         ...
 
     def state_keys(self) -> tuple[str, ...]:
-        """Names of the optimizer states that every parameter has."""
+        """Names of each parameter's optimizer states."""
         ...
 
     def prepare_state(self, steps: int) -> None:
-        """Make every optimizer state, as if after this many steps."""
+        """Create every optimizer state, with the step counter set to `steps`."""
         ...
 
     def refresh(self) -> None:
-        """Let the forward pass see what `load_shard` wrote."""
+        """Copy the weights that `load_shard` wrote to where the forward pass reads them."""
         ...
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Norm of all gradients, a float32 scalar.
 
-    Summed in float64, as DeepSpeed sums it: on a CPU torch's own float32 sum comes out too
-    small, by 2e-3 of it for four million equal values.
+    The squares are summed in float64, as in DeepSpeed: on a CPU torch's float32 sum is too small,
+    by a relative 2e-3 for four million equal values.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients]

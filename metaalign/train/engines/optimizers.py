@@ -1,6 +1,6 @@
-"""The fused optimizer of the hardware: which one, over which parameters, and its state.
+"""The optimizer of a run: its class, its parameter groups and its state.
 
-Knows no engine: the parameters may be a model's own or the flat pieces that ZeRO cuts.
+Imports no engine: the parameters are a model's own, or the flat partitions of ZeRO.
 """
 
 import os
@@ -16,14 +16,14 @@ from metaalign.config.sections import OptimizerConfig
 from metaalign.errors import TrainingError
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq")
-"""What every Adam here keeps for each parameter, beside the number of its steps."""
+"""Names of the states that every Adam here keeps for each parameter, besides the step counter."""
 
 
 def optimizer_name(name: str, place: str) -> str:
-    """The class that a setting means where the states rest, as it is logged.
+    """Name of the optimizer class for `optimizer.name`.
 
     Args:
-        place: cpu or cuda; cpu also where the optimizer is offloaded.
+        place: Device of the optimizer's states: cpu or cuda; cpu if the optimizer is offloaded.
     """
     if name == "auto":
         return "FusedAdam" if place == "cuda" else "DeepSpeedCPUAdam"
@@ -31,16 +31,16 @@ def optimizer_name(name: str, place: str) -> str:
 
 
 def check_compiler(name: str, device_type: str, place: str | None = None) -> None:
-    """Find what DeepSpeed needs to build its ops, before a worker needs it.
+    """Check that DeepSpeed can compile its operators, before a worker starts.
 
-    On a CPU it compiles its collectives for every optimizer; on CUDA its own Adam alone, and a
-    driver without a GPU cannot tell what the workers have.
+    On a CPU DeepSpeed compiles its collectives for every optimizer. On CUDA it compiles only its
+    own Adam; a driver without a GPU checks nothing there, since its workers run elsewhere.
 
     Args:
-        place: As in `optimizer_name`; None is the device.
+        place: As in `optimizer_name`. None is the device.
 
     Raises:
-        TrainingError: says what is missing and how to get it.
+        TrainingError: a tool is missing. The message says which, and how to install it.
     """
     optimizer = optimizer_name(name, place or device_type)
     wanted = ["ninja", os.environ.get("CXX", "g++")]
@@ -58,8 +58,8 @@ def check_compiler(name: str, device_type: str, place: str | None = None) -> Non
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices and embeddings with weight decay, vectors
-    without."""
+    """Trainable parameters in two groups: matrices and embeddings, which decay, and vectors, which
+    do not."""
     decayed, others = [], []
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -89,20 +89,23 @@ def build_optimizer(
 
 
 def full_shape(parameter: Any) -> torch.Size:
-    """The full shape, also of a parameter that ZeRO has cut."""
+    """Shape of the whole parameter, even if ZeRO-3 has partitioned it."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def state_keys(optimizer: Optimizer) -> tuple[str, ...]:
+    """Names of each parameter's states, without the step counter. Empty for SGD."""
     return () if isinstance(optimizer, torch.optim.SGD) else ADAM_STATE
 
 
 def prepare_state(optimizer: Any, parameters: Iterable[Tensor], steps: int) -> None:
+    """Create the missing states of the parameters as zeros, and set the step counter to `steps`."""
     name = type(optimizer).__name__
     if name == "SGD":
         return
@@ -118,13 +121,13 @@ def prepare_state(optimizer: Any, parameters: Iterable[Tensor], steps: int) -> N
 
 
 def _count_up(optimizer: Any, steps: int) -> None:
-    """Bring the C++ side of DeepSpeedCPUAdam to where it was after this many steps.
+    """Bring the C++ side of DeepSpeedCPUAdam to its state after this many steps.
 
-    It keeps running products of the betas; asked for step n out of order it takes powers instead,
-    which differ in the last bit. Updates of nothing repeat the products.
+    It keeps running products of the betas. If a step is out of order it computes powers instead,
+    which differ in the last bit. Updates of empty tensors repeat the products.
     """
-    nothing = torch.zeros(0)
+    empty = torch.zeros(0)
     beta1, beta2 = optimizer.param_groups[0]["betas"]
     for step in range(1, steps + 1):
         arguments = (optimizer.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True)
-        optimizer.ds_opt_adam.adam_update(*arguments, *[nothing] * 4)
+        optimizer.ds_opt_adam.adam_update(*arguments, *[empty] * 4)

@@ -1,4 +1,4 @@
-"""Engines over the models of a task: the policy, and a further reference. Knows no Ray."""
+"""Starts the engines over a task's policy and its further references. Does not import Ray."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,7 +27,7 @@ OpenReference = Callable[[Task, torch.device], AbstractContextManager[ForwardEng
 
 
 def start_engine(task: Task, device: torch.device) -> ZeroEngine:
-    """The policy under DeepSpeed. `torch.distributed` must be up.
+    """The engine over the task's policy. `torch.distributed` must be initialized.
 
     Raises:
         ModelError: the initial model is no longer what the driver found.
@@ -36,7 +36,7 @@ def start_engine(task: Task, device: torch.device) -> ZeroEngine:
     quiet_deepspeed()
     join_deepspeed()
     if device.type == "cuda":
-        # NCCL talks over the current device; under Ray that is the node's first until it is set.
+        # NCCL uses the current device, which under Ray is the node's first until it is set.
         torch.cuda.set_device(device)
     from_first(lambda: check_weights(task.initial, task.weights))
     if device.type != "cpu":  # what a CPU runs, the driver has tried
@@ -105,13 +105,13 @@ def build_policy(task: Task, deepspeed: dict[str, Any] | None) -> Policy:
 
 @contextmanager
 def open_reference(task: Task, device: torch.device) -> Iterator[ForwardEngine]:
-    """An engine over a further reference, whose memory is given back at the end.
+    """An engine over a further reference. Its memory is released on exit.
 
     Args:
-        task: With that reference as its initial model.
+        task: A task whose initial model is that reference.
     """
     model = task.config.model.model_copy(update={"lora": None})
-    # DeepSpeed 0.19 makes the groups of a second cut once a process, for the training engine.
+    # DeepSpeed 0.19 makes the groups of hpZ partitions once per process, for the training engine.
     zero = task.config.zero.model_copy(
         update={"offload_optimizer": None, "hpz_partition_size": None}
     )

@@ -1,6 +1,6 @@
-"""The engines that cut a model over the workers by ZeRO: to train it, or only to ask it.
+"""The engines that partition a model over the workers with ZeRO, for training or inference only.
 
-Knows no data, no loss and no Ray.
+Imports no data, loss or Ray.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from metaalign.train.model.policy import TensorRows
 
 
 class ZeroEngine:
-    """A DeepSpeed engine over all workers. `torch.distributed` must be up."""
+    """A DeepSpeed engine over all workers. `torch.distributed` must be initialized."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class ZeroEngine:
         return self._engine(rows)
 
     def backward(self, loss: Tensor) -> None:
-        # DeepSpeed averages gradients over the workers; the loss is already a share of a sum.
+        # DeepSpeed averages gradients over the workers, but the workers' losses add up to the loss.
         self._engine.backward(loss * self.world_size)
 
     def step(self, learning_rate: float) -> Tensor:
         set_learning_rate(self._zero, learning_rate)
-        # Stage 0 keeps whole gradients, and DeepSpeed does not tell their norm.
+        # At stage 0 every worker holds whole gradients, and DeepSpeed does not return their norm.
         norm = total_norm(self._parameters.values()) if self._stage == 0 else None
         self._engine.step()
         self._link_states()
@@ -127,11 +127,11 @@ class ZeroEngine:
             safe_set_local_optimizer_state(parameter, padded, key)
             return
         safe_set_local_fp32_param(parameter, padded)
-        # The setter writes the float32 master alone; the forward reads this one.
+        # The setter writes only the float32 master weights; the forward pass reads these.
         parameter.ds_tensor.data.copy_(padded)
 
     def _gather(self, parameter: Tensor, value: Tensor) -> Tensor:
-        """A whole parameter from every worker's shard of it."""
+        """The whole parameter, flat, from every worker's shard of it."""
         share = -(-parameter.numel() // self.world_size)
         padded = torch.zeros(share, device=self.device)
         padded[: len(value)] = value
@@ -140,7 +140,7 @@ class ZeroEngine:
         return full[: parameter.numel()]
 
     def _extent(self, parameter: Tensor) -> tuple[int, int]:
-        """Start and length of this worker's shard, without padding."""
+        """Start and length, in elements, of this worker's shard without padding."""
         numel = full_shape(parameter).numel()
         share = -(-numel // self.world_size)
         start = min(self.rank * share, numel)
@@ -157,10 +157,10 @@ class ZeroEngine:
         self._link_states()
 
     def _link_states(self) -> None:
-        """Under stages 1 and 2, tie each parameter to its piece of the optimizer states.
+        """At stages 1 and 2, link each parameter to its part of the optimizer states.
 
-        DeepSpeed 0.19 does so after the first parameter group's first step, when the other
-        group's states do not exist yet, and never again.
+        DeepSpeed 0.19 links them only once, after the first step of the first parameter group,
+        before the states of the other group exist.
         """
         if self._stage in (1, 2) and not self._linked:
             self._zero._hp_optimizer_states_linked = False
@@ -168,7 +168,7 @@ class ZeroEngine:
             self._linked = True
 
     def _flat_parameters(self) -> list[Tensor]:
-        """What the basic optimizer holds instead of the parameters."""
+        """The tensors that the torch optimizer updates instead of the parameters."""
         if self._stage == 3:
             return self._zero.fp32_partitioned_groups_flat
         if self._stage == 0:
@@ -177,11 +177,11 @@ class ZeroEngine:
 
     def refresh(self) -> None:
         if self._stage == 3:
-            # Small parameters stay whole between steps, so they hold the old values yet.
+            # Small parameters stay whole between steps, so they still hold the old values.
             persistent = self._zero.persistent_parameters
             if persistent:
                 persistent[0].partition(persistent, has_been_updated=False)
-            # So do second cuts (hpz), which a gather prefers; a cut of `persistent` just made one.
+            # A gather prefers the hpZ partitions, which are old too; `partition` just made some.
             self._zero.invalidate_secondary_tensor()
             if persistent:
                 persistent[0].all_gather(persistent)
@@ -190,8 +190,8 @@ class ZeroEngine:
 
 
 class FrozenEngine:
-    """A model that is only asked, over all workers: its parameters cut as the training engine's
-    under stage 3, whole elsewhere. It has neither gradients nor an optimizer."""
+    """An engine for inference only, without gradients or an optimizer. At stage 3 the parameters
+    are partitioned over the workers; at lower stages every worker holds all of them."""
 
     def __init__(
         self, policy: nn.Module, *, zero: ZeroConfig, dtype: torch.dtype, device: torch.device
@@ -222,7 +222,7 @@ class FrozenEngine:
         return values
 
     def release(self) -> None:
-        """Give its memory back. DeepSpeed 0.19's hooks keep the modules themselves alive."""
+        """Free the parameters' memory. DeepSpeed 0.19's hooks keep the modules themselves alive."""
         from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
         FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not self.policy]
@@ -235,18 +235,18 @@ class FrozenEngine:
 
 
 def join_deepspeed() -> None:
-    """Let DeepSpeed use the process group that is up. Once is enough; again does no harm."""
+    """Let DeepSpeed use the initialized process group. Further calls have no effect."""
     import deepspeed
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints that an operator was built
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints that it built an operator
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 
 def quiet_deepspeed() -> None:
-    """Switch off what DeepSpeed does beside the work, on every call and collective.
+    """Switch off DeepSpeed's log of every setting, its NVTX ranges and a deprecation warning.
 
-    Its log of every setting; NVTX ranges, which cost a tenth of the time of a small model's step;
-    and, of DeepSpeed 0.19 on torch 2.13, a deprecation warning.
+    The NVTX ranges take a tenth of the time of a small model's step. DeepSpeed 0.19 causes the
+    warning on torch 2.13, at every collective.
     """
     from deepspeed.utils import nvtx
 
@@ -259,7 +259,7 @@ def quiet_deepspeed() -> None:
 def _gather_by_layer(policy: nn.Module) -> None:
     """Let ZeRO-3 gather a decoder layer at once instead of each of its modules.
 
-    Fewer and larger collectives, and half of DeepSpeed's own time on a small model.
+    The collectives are fewer and larger, which halves DeepSpeed's own time on a small model.
     """
     from deepspeed.utils import set_z3_leaf_modules
 

@@ -1,1 +1,2 @@
-"""The sft and dpo jobs: the driver's checks, then workers under Ray Train, torchrun or alone."""
+"""The sft and dpo jobs: the driver's checks, then workers under Ray Train or torchrun, or one
+process."""

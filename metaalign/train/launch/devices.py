@@ -1,4 +1,4 @@
-"""Whether a Ray cluster has room for the workers, and on which device."""
+"""Chooses the workers' device, and checks that the Ray cluster has room for them."""
 
 import logging
 
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(workers: WorkersConfig) -> DeviceType:
-    """cpu or cuda, for which the cluster has room for the fewest workers as it stands.
+    """cpu or cuda. The cluster has room now for the smallest number of workers on this device.
 
-    Only `workers.gpu: always` waits for nodes that an autoscaler has yet to start.
+    Only `workers.gpu: always` waits for nodes that an autoscaler has not started yet.
 
     Raises:
-        ConfigError: there is no room.
+        ConfigError: the cluster has too few CPUs or GPUs.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
@@ -27,8 +27,8 @@ def choose_device(workers: WorkersConfig) -> DeviceType:
     if workers.gpu == "auto" and 0 < gpus < fewest:
         raise ConfigError(
             f"workers.num_workers {fewest}: each takes a GPU, and the cluster has "
-            f"{gpus}; lower it, or set workers.gpu to never, or to always where nodes with GPUs "
-            "are yet to start"
+            f"{gpus}; lower it, or set workers.gpu to never, or to always if an autoscaler will "
+            "start nodes with GPUs"
         )
     each = workers.cpus_per_worker
     by_cpu = [int(node.get("CPU", 0) / each + 1e-6) for node in nodes]
@@ -40,8 +40,8 @@ def choose_device(workers: WorkersConfig) -> DeviceType:
         logger.warning("waiting for nodes: %d of %d workers have room now", room, fewest)
         return device
     raise ConfigError(
-        f"workers.num_workers {fewest} at workers.cpus_per_worker {each:g} is "
+        f"workers.num_workers {fewest} at workers.cpus_per_worker {each:g} takes "
         f"{fewest * each:g} CPUs, and the cluster has "
         f"{sum(node.get('CPU', 0) for node in nodes):g} on {len(nodes)} node(s), with room for "
-        f"{room} such worker(s); lower one of them"
+        f"{room} such worker(s); lower one of these settings"
     )

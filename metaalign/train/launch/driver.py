@@ -1,6 +1,6 @@
-"""What a training job does once, before and around its workers. Knows no Ray.
+"""The part of a training job that runs once, before and around its workers. Does not import Ray.
 
-All that can be wrong with a run is found here, before a worker starts.
+It finds everything that is wrong with a run before a worker starts.
 """
 
 import hashlib
@@ -55,23 +55,23 @@ from metaalign.train.task import (
 )
 
 INITIAL_FOLDER = "initial"
-"""Link under the storage to the model that the last SFT run started from, where it had to be made:
-random, or with a larger vocabulary."""
+"""Link under the storage to the initial model of the last SFT run, if the run had to make it: with
+random weights, or with a larger vocabulary."""
 
 PLAN_FILE = "plan.txt"
-"""In a run's folder: what was printed before the first step."""
+"""Name of the file in a run's folder that holds the printed plan."""
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
-    """Check all that can be wrong, and make the initial model where it must be made.
+    """Check the whole run, and make the initial model if the run needs a new one.
 
     Args:
-        device_type: Where the launcher has room for the workers.
+        device_type: The workers' device, which the launcher chose.
 
     Raises:
-        MetaAlignError: names the setting, its value and the remedy.
+        MetaAlignError: something is wrong. The message names the setting, its value and the remedy.
     """
     store = TokenStore.open(resolve(config.storage, config.store))
     place = optimizer_place(config.zero, device_type)
@@ -80,13 +80,13 @@ def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     check_second_cut(config.zero, config.workers)
     attention = choose_attention(config, device_type)
     dtype = choose_dtype(config, device_type)
-    # The untrained model of the report is where SFT starts, whatever DPO starts from.
+    # The report's untrained model is the one that SFT starts from, whatever DPO starts from.
     name = INITIAL_FOLDER if isinstance(config, SFTConfig) else f"{config.output}_{INITIAL_FOLDER}"
     folder = Path(config.storage) / name
     initial = prepare_initial(config.model, store.template, folder, storage=config.storage)
     model_config = load_config_of(initial)
     if config.model.lora is None:
-        check_carried(model_config)  # with adapters, all that is not trained stays in `initial`
+        check_carried(model_config)  # with adapters, the untrained weights stay in `initial`
     context = context_of(model_config, config.model.context)
     layout = choose_layout(
         model_config,
@@ -109,7 +109,7 @@ def prepare_task(config: TrainingConfig, device_type: DeviceType) -> Task:
     task = with_references(task, store.template)
     materials = gather_materials(task)
     _check_run(task, materials)
-    _announce(task, materials, optimizer_name(config.optimizer.name, place))
+    _log_task(task, materials, optimizer_name(config.optimizer.name, place))
     return task
 
 
@@ -119,7 +119,7 @@ def _has_new_tokens(config: TrainingConfig, template: Template) -> bool:
 
 
 def _check_run(task: Task, materials: Materials) -> None:
-    """Is the plan one to train by, and may the run in the folder be continued?"""
+    """Check the plan, and that the run can continue from the checkpoints in its folder."""
     check_plan(task, materials)
     newest = newest_checkpoint(task.checkpoints)
     if newest is not None:
@@ -130,11 +130,11 @@ def _check_run(task: Task, materials: Materials) -> None:
     if before not in (None, task.checkpoints) and newest_checkpoint(before) is not None:
         raise TrainingError(
             f"{task.folder}: the checkpoints of this run are kept in {before}, and there are none "
-            f"in {task.checkpoints}; set checkpoint.storage back, or copy them"
+            f"in {task.checkpoints}; change checkpoint.storage back, or copy the checkpoints"
         )
 
 
-def _announce(task: Task, materials: Materials, optimizer: str) -> None:
+def _log_task(task: Task, materials: Materials, optimizer: str) -> None:
     workers = task.config.workers
     logger.info(
         "%s: %d examples in %d steps, layout %s, %s, %s on %s %s worker(s)",
@@ -150,10 +150,10 @@ def _announce(task: Task, materials: Materials, optimizer: str) -> None:
 
 
 def begin_run(task: Task) -> Task:
-    """Own the run's folder; keep in it what export needs, and drop an earlier end's result.
+    """Take over the run's folder, write the recipe that export reads, and delete an old result.
 
     Returns:
-        The task with its owner.
+        The task with its owner set.
     """
     config, folder = task.config, Path(task.folder)
     template = TokenStore.open(resolve(config.storage, config.store)).template
@@ -173,7 +173,7 @@ def begin_run(task: Task) -> Task:
 
 
 def track_settings(run: Run, task: Task) -> None:
-    """Log the settings of a task that was checked and is about to train."""
+    """Log the settings of a checked task, before it trains."""
     store = TokenStore.open(resolve(task.config.storage, task.config.store))
     training = json.dumps(identity(task, store), sort_keys=True)
     run.hold_training(hashlib.sha256(training.encode()).hexdigest()[:32])
@@ -181,7 +181,7 @@ def track_settings(run: Run, task: Task) -> None:
 
 
 def show_plan(task: Task) -> PlanNumbers:
-    """Print what a run that began will do, and keep the page in its folder."""
+    """Print the plan of a run that has begun, and write the page into its folder."""
     config, materials = task.config, gather_materials(task)
     numbers = count_plan(materials, config.workers.max_workers)
     place = optimizer_place(config.zero, task.device_type)
@@ -200,9 +200,10 @@ def track_plan(task: Task, numbers: PlanNumbers, run: Run) -> None:
 
 @contextmanager
 def stoppable(task: Task) -> Iterator[None]:
-    """Hand a SIGTERM, which `ray job stop` sends, on to the workers: they save, and return.
+    """Forward a SIGTERM, which `ray job stop` sends, to the workers, which save and return.
 
-    A second one ends the driver as if it were the first: workers that wait for room cannot obey.
+    A second SIGTERM has its default effect and ends the driver, because workers that wait for room
+    cannot react to the first.
     """
     flag = Path(task.folder) / STOP_FILE
     flag.unlink(missing_ok=True)
@@ -210,11 +211,11 @@ def stoppable(task: Task) -> Iterator[None]:
         yield
         return
 
-    def hand_on(*_: object) -> None:
+    def forward(*_: object) -> None:
         flag.touch()
         signal.signal(signal.SIGTERM, before)
 
-    before = signal.signal(signal.SIGTERM, hand_on)
+    before = signal.signal(signal.SIGTERM, forward)
     try:
         yield
     finally:
@@ -223,13 +224,13 @@ def stoppable(task: Task) -> Iterator[None]:
 
 
 def result_of(task: Task, outcome: dict[str, Any]) -> dict[str, Any]:
-    """What the first worker returned, if that is a result.
+    """The result of the run, from what the first worker returned.
 
     Raises:
-        SystemExit: the run was told to stop, and did.
+        SystemExit: the run was stopped before its end.
     """
     if "stopped" in outcome:
-        message = "%s: told to stop; saved at step %d, where it goes on when it is submitted again"
+        message = "%s: stopped; saved at step %d, from which it continues if submitted again"
         logger.warning(message, task.job, outcome["stopped"])
         raise SystemExit(128 + signal.SIGTERM)
     return outcome

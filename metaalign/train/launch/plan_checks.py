@@ -1,4 +1,4 @@
-"""Refuses, before a worker starts, a plan that would train to no purpose. Knows no Ray."""
+"""Rejects useless plans before a worker starts. Does not import Ray."""
 
 import math
 
@@ -8,7 +8,7 @@ from metaalign.train.task import Materials, Task, select_held_out
 
 
 def check_plan(task: Task, materials: Materials) -> None:
-    """Find groups that no step should hold, epochs of one step, and measurements of nothing.
+    """Find groups too large for one step, epochs of one step, and measurements without examples.
 
     Raises:
         ConfigError: lists every problem, each with the setting to change.
@@ -31,16 +31,16 @@ def _large_group(task: Task, materials: Materials) -> str:
     return (
         f"batch.group_by {batch.group_by!r}: the group of row {columns.source_row[first]} of "
         f"{columns.source_file[first]} has {len(group)} examples, which one optimizer step would "
-        f"take together; allowed are {most:g}, batch.max_group_ratio ({batch.max_group_ratio:g}) "
+        f"hold; the limit is {most:g}, batch.max_group_ratio ({batch.max_group_ratio:g}) "
         f"times batch.global_batch_size ({batch.global_batch_size}). Set batch.group_by to "
         f"'example', or batch.max_group_ratio to {ratio} to allow it"
     )
 
 
 def _single_step(task: Task, materials: Materials) -> str:
-    """A run that epochs end, and whose epoch is one step: no one wants that of several examples.
+    """The problem if `length.epochs` ends the run and an epoch of several examples is one step.
 
-    Whoever gives the number of steps, and gets them, is taken at their word.
+    A run that `length.max_steps` ends is not a problem: its number of steps was given.
     """
     length, plan, batch = task.config.length, materials.plan, task.config.batch
     by_steps = length.max_steps is not None and plan.num_steps >= length.max_steps
@@ -49,27 +49,27 @@ def _single_step(task: Task, materials: Materials) -> str:
     return (
         f"length.epochs {length.epochs:g}: an epoch of {len(plan.selection)} examples is "
         f"{plan.steps_per_epoch} optimizer step(s), and the run {plan.num_steps}. Lower "
-        f"batch.global_batch_size ({batch.global_batch_size}), or, if so few updates are meant, "
-        f"give their number: length.epochs=null length.max_steps={plan.num_steps}"
+        f"batch.global_batch_size ({batch.global_batch_size}), or, if you want so few updates, "
+        f"set their number: length.epochs=null length.max_steps={plan.num_steps}"
     )
 
 
 def _not_held_out(task: Task, materials: Materials) -> str:
-    asked = task.config.held_out
-    setting = "best_metric" if asked.best_metric else "every_steps" if asked.every_steps else None
+    config = task.config.held_out
+    setting = "best_metric" if config.best_metric else "every_steps" if config.every_steps else None
     if setting is None or materials.held_out is not None:
         return ""
     return (
-        f"held_out.{setting} {getattr(asked, setting)!r}: there is nothing to measure: "
+        f"held_out.{setting} {getattr(config, setting)!r}: there is nothing to measure: "
         f"{why_nothing_is_held_out(task, materials.store)}. Hold examples out in the prepare job "
         "(held_out_ratio), or leave out held_out.every_steps and held_out.best_metric"
     )
 
 
 def why_nothing_is_held_out(task: Task, store: TokenStore) -> str:
-    """The reason where `Materials.held_out` is None."""
+    """The reason why `Materials.held_out` is None."""
     try:
         select_held_out(task, store)
     except PlanError as error:
         return str(error)
-    raise AssertionError("something is held out")
+    raise AssertionError("there are held-out examples")

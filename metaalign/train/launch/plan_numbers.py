@@ -1,4 +1,4 @@
-"""What a plan comes to, in numbers: examples, steps, tokens, targets, fill. Knows no Ray."""
+"""Counts of a plan: examples, steps, tokens, targets, fill. Does not import Ray."""
 
 from dataclasses import dataclass
 
@@ -8,35 +8,36 @@ from metaalign.steps.trees import build_rows
 from metaalign.train.task import Materials
 
 _TOKENS_LAID_OUT = 1_000_000
-"""The steps whose rows are built to measure the fill end with the one that reaches this."""
+"""To measure the fill, rows are built for the first steps until they hold this many tokens."""
 
 
 @dataclass(frozen=True)
 class PlanNumbers:
-    """Counts over a whole run, but for the fill."""
+    """Counts over a whole run. Only the fill is measured on its first steps."""
 
     examples: int
-    """Different examples that can be trained on."""
+    """Number of distinct examples that can be trained on."""
     left_out: dict[str, int]
-    """Examples of the training split that cannot, by reason as in `Selection.ledger`; none is 0."""
+    """Number of examples of the training split that cannot be trained on, by reason as in
+    `Selection.ledger`. No count is 0."""
     visits: int
-    """Examples of all steps; one that two epochs visit counts twice."""
+    """Number of examples in all steps. An example in two epochs counts twice."""
     steps: int
     steps_per_epoch: int
     tokens: int
-    """Of all visits: each example's prompt, once, and its responses. A prefix that several examples
-    share counts in each."""
+    """Tokens in all visits: the prompt of each example, once, and its responses. A prefix that
+    several examples share counts once for each."""
     targets: int
-    """Of these tokens, those that the loss is taken on."""
+    """Number of these tokens that the loss trains."""
     fill: float
     """Share of the rows' tokens that are neither padding nor dummies, in the first steps."""
     steps_laid_out: int
-    """How many first steps the fill is measured on."""
+    """Number of first steps on which the fill is measured."""
     held_out: int
-    """Examples that are measured."""
+    """Number of held-out examples that are measured."""
 
     def metrics(self) -> dict[str, float]:
-        """What is tracked, by the name of its curve."""
+        """The values to track, by metric name."""
         return {
             "plan/examples": self.examples,
             "plan/examples_left_out": sum(self.left_out.values()),
@@ -50,10 +51,10 @@ class PlanNumbers:
 
 
 def count_plan(materials: Materials, world_size: int) -> PlanNumbers:
-    """Count a plan, and lay its first steps out in rows.
+    """Count a plan, and build the rows of its first steps to measure the fill.
 
     Args:
-        world_size: Workers among which the rows are dealt.
+        world_size: Number of workers that share the rows.
     """
     plan, selection = materials.plan, materials.plan.selection
     positions = plan.positions()
@@ -77,13 +78,13 @@ def count_plan(materials: Materials, world_size: int) -> PlanNumbers:
 
 
 def _fill(materials: Materials, world_size: int) -> tuple[float, int]:
-    """The fill of the first steps, and how many steps those are."""
+    """The fill of the first steps, and the number of these steps."""
     store, plan, _ = materials
-    real = room = step = 0
-    while step < plan.num_steps and room < _TOKENS_LAID_OUT:
+    real = capacity = step = 0
+    while step < plan.num_steps and capacity < _TOKENS_LAID_OUT:
         for micro in plan.layout(step, world_size):
             for rank in range(world_size):
                 rows = build_rows(store, plan.selection, micro, rank)
-                real, room = real + rows.real_tokens, room + np.size(rows.tokens)
+                real, capacity = real + rows.real_tokens, capacity + np.size(rows.tokens)
         step += 1
-    return real / room, step
+    return real / capacity, step

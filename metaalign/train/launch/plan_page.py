@@ -1,7 +1,7 @@
 """The plan of a run as a page of text, printed before the first step: numbers, and two examples.
 
-The examples are read back from the rows that the model will be given, so a mistake in data, in the
-template or in the loss mask shows. Knows no Ray. Of a pair:
+The examples are read back from the rows that the model gets, so a mistake in the data, the template
+or the loss mask is visible. Does not import Ray. A pair is shown as:
 
     row 41 of /data/pairs.jsonl · 17 tokens, 9 of them targets
      user_query  <|user_query|>Capital of Peru?
@@ -31,12 +31,12 @@ from metaalign.train.launch.plan_numbers import PlanNumbers
 from metaalign.train.task import Materials, Task
 
 _OPEN, _CLOSE = "⟦", "⟧"
-"""Around what the loss is taken on, where there is no colour to tell."""
+"""Brackets around the tokens that the loss trains."""
 
 _WIDTH = 100
 _SHOWN_EXAMPLES = 2
 _SHOWN_SEGMENTS = 8
-"""Of a prompt; of a longer one the first and the last ones are shown."""
+"""Largest number of segments shown of a prompt: the first and the last ones."""
 
 _LEFT_OUT = {
     "no_best_response": "without a response that is not marked undesirable",
@@ -44,11 +44,11 @@ _LEFT_OUT = {
     "no_label": "without a response marked desirable or undesirable",
     "no_mismatched_response": "without a response of another conversation that fits the context",
 }
-"""Why an example cannot be trained on, by its name in the ledger of a selection."""
+"""Why an example cannot be trained on, by the reason's name in `Selection.ledger`."""
 
 
 def plan_page(task: Task, materials: Materials, numbers: PlanNumbers, optimizer: str) -> Group:
-    """The whole page, for a console of rich."""
+    """The whole page, as a renderable of rich."""
     parts: list[RenderableType] = [Rule(f"{task.job}: the plan", align="left", style="dim")]
     parts += [_table(_facts(task, materials, numbers, optimizer)), _legend()]
     for rows, position in _samples(materials, task.config.workers.max_workers):
@@ -64,7 +64,7 @@ def as_text(page: Group) -> str:
 
 
 def print_page(page: Group) -> None:
-    """To standard output: in colours on a terminal, as `as_text` in a log."""
+    """Print to standard output: in colours on a terminal, otherwise as `as_text`."""
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(page)
@@ -86,17 +86,17 @@ def _facts(
 ) -> dict[str, str]:
     config = task.config
     laid_out, workers = numbers.steps_laid_out, config.workers.max_workers
-    first = "all steps" if laid_out == numbers.steps else f"the first {_many(laid_out, 'step')}"
+    first = "all steps" if laid_out == numbers.steps else f"the first {_plural(laid_out, 'step')}"
     return {
         "examples": f"{numbers.examples:,} of {numbers.examples + sum(numbers.left_out.values()):,}"
         " in the training split",
         "left out": _left_out(numbers.left_out, task.context),
-        "steps": f"{_many(numbers.steps, 'optimizer step')}, {numbers.steps_per_epoch:,} an epoch: "
-        f"{_reason_of_steps(task, numbers)}",
+        "steps": f"{_plural(numbers.steps, 'optimizer step')}, "
+        f"{numbers.steps_per_epoch:,} an epoch: {_reason_of_steps(task, numbers)}",
         "tokens": f"{numbers.tokens:,} in {numbers.visits:,} examples, each with its prompt once; "
         f"{numbers.targets / numbers.tokens:.1%} are targets, which the loss is taken on",
         "fill": f"{numbers.fill:.1%} of the rows' tokens, the rest is padding: in {first}, over "
-        f"{_many(workers, 'worker')}",
+        f"{_plural(workers, 'worker')}",
         "held out": _held_out(task, materials, numbers),
         "training": f"{optimizer}, {task.dtype}, layout {task.layout}, ZeRO stage "
         f"{config.zero.stage}, {'adapters' if config.model.lora else 'all weights'} of "
@@ -105,37 +105,38 @@ def _facts(
 
 
 def _left_out(left_out: dict[str, int], context: int) -> str:
-    """The reasons in words; what is too long is one reason, with the tiers that make it so."""
+    """The reasons in words. All examples that are too long share one reason, with counts by the
+    tier that holds most of their tokens."""
     long = {
         reason.removeprefix("too_long_"): count
         for reason, count in left_out.items()
         if reason.startswith("too_long_")
     }
-    told = [
+    reasons = [
         f"{count:,} {_LEFT_OUT.get(reason, reason)}"
         for reason, count in left_out.items()
         if not reason.startswith("too_long_")
     ]
     if long:
         tiers = ", ".join(f"{tier} {count:,}" for tier, count in long.items())
-        told.append(
+        reasons.append(
             f"{sum(long.values()):,} longer than the model's context of {context:,} tokens "
             f"(by the tier that holds most of them: {tiers})"
         )
-    return "; ".join(told) or "none"
+    return "; ".join(reasons) or "none"
 
 
 def _reason_of_steps(task: Task, numbers: PlanNumbers) -> str:
-    """How the number of steps comes about, as the arithmetic that gives it."""
+    """The arithmetic that gives the number of steps."""
     length, batch = task.config.length, task.config.batch
     if length.max_steps == numbers.steps:
-        return f"length.max_steps, of at least {_many(batch.global_batch_size, 'example')}"
+        return f"length.max_steps, each of at least {_plural(batch.global_batch_size, 'example')}"
     if batch.group_by == "example":
         product = f"length.epochs {length.epochs:g} x {numbers.examples:,} examples"
         return f"{product} / {batch.global_batch_size:,} a step, rounded up"
     return (
         f"length.epochs {length.epochs:g}, whole groups (batch.group_by {batch.group_by}) until "
-        f"a step has {_many(batch.global_batch_size, 'example')}"
+        f"a step has {_plural(batch.global_batch_size, 'example')}"
     )
 
 
@@ -143,28 +144,28 @@ def _held_out(task: Task, materials: Materials, numbers: PlanNumbers) -> str:
     if not numbers.held_out:
         return f"nothing is measured: {why_nothing_is_held_out(task, materials.store)}"
     every = task.config.held_out.every_steps
-    told = f"{_many(numbers.held_out, 'example')}, measured before the first step"
+    first = f"{_plural(numbers.held_out, 'example')}, measured before the first step"
     if every is None:
-        return f"{told} and after the last"
+        return f"{first} and after the last"
     if every >= numbers.steps:
-        return f"{told} and after the last; held_out.every_steps {every:,} comes to no more"
-    return f"{told}, every {_many(every, 'step')} and after the last"
+        return f"{first} and after the last; held_out.every_steps {every:,} adds none between"
+    return f"{first}, every {_plural(every, 'step')} and after the last"
 
 
-def _many(count: int, what: str) -> str:
+def _plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _legend() -> Text:
     text = Text("\nTwo examples of the first step, as the model gets them. ")
     text.append(f"{_OPEN}The loss is taken on this{_CLOSE}", style="underline")
-    return text.append("; <|...|> are control tokens, which no text can make.\n")
+    return text.append("; <|...|> are control tokens, which text cannot contain.\n")
 
 
 def _samples(materials: Materials, world_size: int) -> Iterator[tuple[Rows, int]]:
     """Micro-batches of the first step, each with the position of an example to show.
 
-    Of two groups, where there are two.
+    The examples are from two groups if the step has two.
     """
     store, plan, _ = materials
     step, group = plan.step(0), plan.selection.group
@@ -185,7 +186,7 @@ class _Shown(NamedTuple):
     """A response of the example that is shown."""
 
     order: float
-    """Ascending from what is shown first."""
+    """Sort key, in ascending order."""
     name: str
     sequence: Unpacked
 
@@ -195,7 +196,7 @@ def _example(task: Task, materials: Materials, rows: Rows, position: int) -> Gro
     columns, template = store.columns, store.template
     example = selection.example[position]
     title = f"row {columns.source_row[example]} of {columns.source_file[example]}"
-    title += f" · {_many(int(selection.tokens[position]), 'token')}, "
+    title += f" · {_plural(int(selection.tokens[position]), 'token')}, "
     title += f"{selection.targets[position]:,} of them targets"
     if columns.weight[example] != 1:
         title += f" · weight {columns.weight[example]:g}"
@@ -216,7 +217,7 @@ def _example(task: Task, materials: Materials, rows: Rows, position: int) -> Gro
 
 
 def _responses(task: Task, materials: Materials, rows: Rows, position: int) -> Iterator[_Shown]:
-    """The responses of one example, in the words of the loss."""
+    """The responses of one example, named by their role in the loss."""
     store, selection = materials.store, materials.plan.selection
     columns, used = store.columns, response_index(selection, rows)
     slots = np.flatnonzero(rows.position == position)
@@ -239,7 +240,8 @@ def _responses(task: Task, materials: Materials, rows: Rows, position: int) -> I
 
 
 def _segments(template: Template, tokens: np.ndarray) -> list[tuple[str, Text]]:
-    """A prompt by tier. A control token opens its segment; what stands before it belongs to it."""
+    """The segments of a prompt, each with its tier. A control token starts a segment; tokens before
+    the first control token belong to the first segment."""
     tiers = {id: tier for tier, id in template.control_ids.items()}
     opens = np.flatnonzero(np.isin(tokens, list(tiers)))
     found = []
@@ -254,7 +256,7 @@ def _segments(template: Template, tokens: np.ndarray) -> list[tuple[str, Text]]:
 
 
 def _masked(template: Template, tokens: np.ndarray, is_target: np.ndarray) -> Text:
-    """A response; every run of tokens that the loss is taken on is underlined and in brackets."""
+    """A response. Every run of tokens that the loss trains is underlined and in brackets."""
     text, start = Text(), 0
     for trained, run in groupby(is_target.tolist()):
         end = start + len(list(run))

@@ -1,6 +1,6 @@
-"""What Ray Train's controller does when workers are lost or come back, in its own process.
+"""Handles lost and returning workers in the process of Ray Train's controller.
 
-Knows no model, so that the controller need not load one.
+Imports no model code, so the controller does not load it.
 """
 
 import sys
@@ -30,18 +30,18 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 WAITING_INTERVAL_S = 60.0
-"""Between two lines that say that there is still no room."""
+"""Seconds between two lines that say that there is still no room."""
 
 
 class ReleasingWorkerGroup(WorkerGroup):
-    """Workers that are let go when one of them dies while they start, which counts as a failure.
+    """Releases all workers if one of them dies while they start, and counts it as a failure.
 
-    Ray 2.60 keeps their placement group where that happens after their contexts are made, as in
-    `init_process_group`: `_start` takes them for started, nobody removes them, and no attempt
-    finds room again, without an end. Where another worker tells of the death first, or it falls
-    on the launch of the training function, the error is none that Ray tries again, and the job
-    ends. Removable with the first Ray whose `WorkerGroup._start` cleans up and raises one error
-    that can be tried again in all these cases; tests/test_on_ray.py kills a worker in each.
+    If a worker dies after the contexts of all exist, as in `init_process_group`, Ray 2.60 keeps
+    their placement group: `_start` treats the workers as started, nothing removes them, and every
+    later attempt waits for room forever. If another worker reports the death first, or the worker
+    dies at the launch of the training function, Ray does not retry the error and the job ends.
+    Removable with the first Ray whose `WorkerGroup._start` cleans up and raises a retryable error
+    in all these cases; tests/test_on_ray.py kills a worker in each.
     """
 
     def _start(self) -> None:
@@ -56,7 +56,7 @@ class ReleasingWorkerGroup(WorkerGroup):
 
 
 class Restarts(ControllerCallback):
-    """Lets workers go that die while they start, and tells of every failure, restart and resize.
+    """Installs `ReleasingWorkerGroup`, and prints every failure, restart and resize.
 
     sft: a worker was lost: ActorDiedError: The actor died unexpectedly before finishing this task.
     sft: trains on 1 worker(s), from the last checkpoint
@@ -65,22 +65,24 @@ class Restarts(ControllerCallback):
     def __init__(self, job: str) -> None:
         self._job = job
         self._workers = 0
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:  # noqa: ARG002
-        """In the controller's process, before it starts the first workers."""
+        """Called in the controller's process before it starts the first workers."""
         TrainController.worker_group_cls = ReleasingWorkerGroup
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
-        """The controller sets its state anew each time that it looks whether there is room."""
+        """Called at every change of state, and with the same state at every check for room."""
         if current_state is not previous_state:
-            self._tell(self._line(previous_state, current_state))
-        elif time.monotonic() - self._told_at > WAITING_INTERVAL_S:
-            self._tell("waits for room for its workers")
+            self._print(self._describe_change(previous_state, current_state))
+        elif time.monotonic() - self._printed_at > WAITING_INTERVAL_S:
+            self._print("waits for room for its workers")
 
-    def _line(self, before: TrainControllerState, now: TrainControllerState) -> str | None:
+    def _describe_change(
+        self, before: TrainControllerState, now: TrainControllerState
+    ) -> str | None:
         if isinstance(now, (RestartingState, ReschedulingState)):
             return describe(now.training_failed_error)
         if isinstance(now, PreemptingState) and not isinstance(before, PreemptingState):
@@ -94,18 +96,19 @@ class Restarts(ControllerCallback):
             return f"trains on {self._workers} worker(s){origin}"
         return None
 
-    def _tell(self, line: str | None) -> None:
+    def _print(self, line: str | None) -> None:
         if line is None:
             return
-        self._told_at = time.monotonic()
+        self._printed_at = time.monotonic()
         sys.stderr.write(f"{self._job}: {line}\n")
         sys.stderr.flush()
 
 
 def describe(error: TrainingFailedError) -> str:
-    """One line on what ended the last attempt; of several workers, on one that died itself."""
+    """One line on what ended the last attempt. If several workers failed, one that died is
+    preferred."""
     if isinstance(error, WorkerGroupError):
-        causes = [_unwrapped(failure) for failure in error.worker_failures.values()]
+        causes = [_unwrap(failure) for failure in error.worker_failures.values()]
         causes.sort(key=lambda cause: not isinstance(cause, RayActorError))
         how = "was lost" if isinstance(causes[0], RayActorError) else "failed"
         return f"a worker {how}: {_headline(causes[0])}"
@@ -116,7 +119,7 @@ def describe(error: TrainingFailedError) -> str:
     return _headline(error)
 
 
-def _unwrapped(failure: Exception) -> BaseException:
+def _unwrap(failure: Exception) -> BaseException:
     if isinstance(failure, WorkerHealthCheckFailedError):
         failure = failure.health_check_failure
     return failure.cause if isinstance(failure, RayTaskError) else failure

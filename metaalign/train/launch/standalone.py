@@ -1,10 +1,10 @@
-"""The sft and dpo jobs without Ray: in one process, or in those of torchrun.
+"""The sft and dpo jobs without Ray: in one process, or in the processes of torchrun.
 
     python -m metaalign.train.launch.standalone sft CONFIG.yaml section.key=value ...
     torchrun --nproc-per-node 2 -m metaalign.train.launch.standalone dpo CONFIG.yaml ...
 
-The steps, checkpoints and result are those of the jobs under Ray, and either goes on where the
-other stopped. How many workers there are is the launcher's word, not the config's.
+The steps, checkpoints and result equal those of the jobs under Ray, and each can continue the
+other's run. The launcher sets the number of workers, not `workers.num_workers`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ JOBS: dict[str, Any] = {"sft": SFTConfig, "dpo": DPOConfig}
 
 
 def main() -> None:
-    """Read the command line, join the other processes, train."""
+    """Read the command line, join the other processes and train."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def main() -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         in_order = error.on_every_worker
         raise SystemExit(1) from None
-    except SystemExit:  # told to stop, and all stopped
+    except SystemExit:  # all workers stopped
         in_order = True
         raise
     finally:
@@ -67,10 +67,10 @@ def main() -> None:
 
 
 def find_device(config: TrainingConfig) -> DeviceType:
-    """cuda where this machine has one and the settings allow it.
+    """cuda if this machine has a GPU and `workers.gpu` allows it, otherwise cpu.
 
     Raises:
-        ConfigError: the settings ask for a GPU, and there is none.
+        ConfigError: `workers.gpu` is always, and there is no GPU.
     """
     if config.workers.gpu == "always" and not torch.cuda.is_available():
         raise ConfigError("workers.gpu always: this machine has no CUDA device; set it to auto")
@@ -78,7 +78,7 @@ def find_device(config: TrainingConfig) -> DeviceType:
 
 
 def join_workers(device_type: DeviceType) -> None:
-    """The process group of torchrun; without torchrun, one of this process alone."""
+    """Join the process group of torchrun. Without torchrun, make one of this process alone."""
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     backend = "nccl" if device_type == "cuda" else "gloo"
     if device_type == "cuda":
@@ -94,11 +94,11 @@ def join_workers(device_type: DeviceType) -> None:
 def leave_workers(*, in_order: bool) -> None:
     """Leave the process group. A worker that failed alone ends its process at once.
 
-    The others may wait for it in a collective, and its own threads for them, for half an hour.
-    torchrun ends the others as soon as this process is gone.
+    Otherwise the other workers could wait for it in a collective, and its own threads for them,
+    for half an hour. torchrun ends the other processes as soon as this one has ended.
 
     Args:
-        in_order: Whether all workers leave.
+        in_order: Whether all workers leave together.
     """
     if not dist.is_initialized():
         return
@@ -114,10 +114,10 @@ def leave_workers(*, in_order: bool) -> None:
 
 
 def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str, Any]:
-    """Train; what result.json holds. Every process of the group calls it.
+    """Train, and return the content of result.json. Every process of the group must call it.
 
     Raises:
-        MetaAlignError: what is wrong, found before training starts, or why it stopped.
+        MetaAlignError: a check failed before training started, or training stopped with an error.
     """
     workers = config.workers.model_copy(update={"num_workers": dist.get_world_size()})
     config = config.model_copy(update={"workers": workers})
@@ -130,7 +130,8 @@ def run_standalone(config: TrainingConfig, device_type: DeviceType) -> dict[str,
     engine = start_engine(task, device)
     run = all_or_none(lambda: _open_run(task) if first else None)
     if run is None:
-        # torchrun hands a SIGTERM on to every process; the first tells the others to save and stop.
+        # torchrun sends SIGTERM to every process. Only the first handles it, and makes all workers
+        # save and stop.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return TrainingRun(task, engine, tracker=None).run()
     with run, stoppable(task):
@@ -146,7 +147,7 @@ def _open_run(task: Task) -> Run:
 
 
 def _same_task(config: TrainingConfig, device_type: DeviceType) -> tuple[Task, PlanNumbers]:
-    """What the first process prepared and showed, or the error that it met, on all of them."""
+    """Prepare the task on the first process and send it to all. All raise if the first fails."""
 
     def prepare() -> tuple[dict[str, Any], PlanNumbers]:
         task = begin_run(prepare_task(config, device_type))
