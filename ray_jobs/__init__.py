@@ -1,1 +1,1 @@
-"""What a user submits: each job reads one config and calls the package."""
+"""The jobs that a user submits. Each reads one config and calls the package."""

@@ -1,8 +1,8 @@
-"""Preference training against the model's own start.
+"""Preference training. The reference is the initial model.
 
     python -m ray_jobs.dpo ray_jobs/configs/dpo.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import DPOConfig, parse_arguments

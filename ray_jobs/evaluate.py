@@ -1,8 +1,8 @@
-"""Held-out cases to rates, tables and plots.
+"""Evaluates models on held-out examples and cases, and writes rates, tables and plots.
 
     python -m ray_jobs.evaluate ray_jobs/configs/evaluate.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import EvaluateConfig, parse_arguments

@@ -1,8 +1,8 @@
-"""A training run to a Hugging Face folder.
+"""Exports a training run to a Hugging Face folder.
 
     python -m ray_jobs.export ray_jobs/configs/export.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import ExportConfig, parse_arguments

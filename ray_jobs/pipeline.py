@@ -1,8 +1,8 @@
-"""Every stage in order; what has not changed is not run again.
+"""Runs every stage in order, and skips those that have not changed.
 
     python -m ray_jobs.pipeline ray_jobs/configs/demo.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import PipelineConfig, parse_arguments

@@ -1,8 +1,8 @@
-"""Files and recipes to a token store.
+"""Writes a token store from files and recipes.
 
     python -m ray_jobs.prepare ray_jobs/configs/prepare.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import PrepareConfig, parse_arguments

@@ -1,8 +1,8 @@
-"""A Hugging Face folder behind POST /v1/chat/completions, until it is stopped.
+"""Serves a Hugging Face folder at POST /v1/chat/completions, until it is stopped.
 
     python -m ray_jobs.serve ray_jobs/configs/serve.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import ServeConfig, parse_arguments

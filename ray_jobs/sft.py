@@ -2,7 +2,7 @@
 
     python -m ray_jobs.sft ray_jobs/configs/sft.yaml storage=/DIR
 
-With `ray job submit --working-dir . --` before it, it runs on a cluster.
+Put `ray job submit --working-dir . --` before the command to run it on a cluster.
 """
 
 from metaalign.config import SFTConfig, parse_arguments

@@ -178,7 +178,7 @@ def test_settings_that_disagree_are_refused_by_the_section_that_holds_both() -> 
     origin = {"path": "a", "architecture": {"model_type": "llama"}}
     with pytest.raises(ValueError, match="give exactly one of path and architecture"):
         SFTConfig.model_validate({"storage": "/s", "model": origin})
-    with pytest.raises(ValueError, match="a run without either never ends"):
+    with pytest.raises(ValueError, match="without either the run never ends"):
         SFTConfig.model_validate(
             {"storage": "/s", "model": {"path": "a"}, "length": {"epochs": None}}
         )

@@ -62,8 +62,8 @@ def test_the_fewest_workers_must_have_room(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_workers": [4, 1]}, r"num_workers \[4, 1\] must be the fewest and the most"),
-        ({"num_workers": [2, 2]}, "must be the fewest and the most, or one number"),
+        ({"num_workers": [4, 1]}, r"num_workers \[4, 1\] must be the smallest and the largest"),
+        ({"num_workers": [2, 2]}, "must be the smallest and the largest number, or one number"),
         ({"num_workers": [0, 2]}, "greater than or equal to 1"),
         ({"num_workers": 2, "resize_interval_s": 5}, "has no effect on a fixed num_workers"),
     ],

@@ -74,11 +74,11 @@ def test_preflight_reports_every_problem_at_once(tmp_path: Path) -> None:
         "prepare: sources: '/nowhere/*.jsonl' matches no file",
         "sft: model.architecture.model_type 'lama' is none of transformers' (did you mean llama",
         "sft: workers.num_workers 64 at workers.cpus_per_worker 1 is 64 CPUs",
-        f"dpo: it reads '{tmp_path}/stroe', which is not there",
-        f"dpo: it reads '{tmp_path}/sft_modle', which is not there",
+        f"dpo: it reads '{tmp_path}/stroe', which does not exist",
+        f"dpo: it reads '{tmp_path}/sft_modle', which does not exist",
         "serve: port",
-        "evaluate: prepare holds nothing out to evaluate on; set prepare.held_out_ratio above 0",
-        "serve: it asks held-out cases",
+        "evaluate: prepare holds no examples out for it; set prepare.held_out_ratio above 0",
+        "serve: it needs held-out cases",
     ):
         assert problem in text
 
@@ -90,7 +90,7 @@ def test_data_without_recipes_can_be_evaluated_but_not_shown(tmp_path: Path) -> 
     config = whole(tmp_path, prepare=own)
     check(config, stages_of(config))
     config = whole(tmp_path, prepare=own, serve={})
-    with pytest.raises(ConfigError, match=r"1 problem, .*\n  serve: it asks held-out cases"):
+    with pytest.raises(ConfigError, match=r"1 problem, .*\n  serve: it needs held-out cases"):
         check(config, stages_of(config))
 
 

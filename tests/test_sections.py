@@ -63,7 +63,8 @@ IGNORED = [
      "held_out_families has no effect"),
     (PrepareConfig, {**source(format="alpaca"), "oppose_personas": False},
      {**source(format="personas"), "oppose_personas": False}, "oppose_personas has no effect"),
-    (PrepareConfig, {**source(), "teachers": {"t": TEACHER}}, asked(), "nothing is asked of t"),
+    (PrepareConfig, {**source(), "teachers": {"t": TEACHER}}, asked(),
+     "no source or recipe uses t"),
     (PrepareConfig, asked(temperature=0, top_p=0.9), asked(temperature=0.1, top_p=0.9),
      "top_p has no effect at temperature 0"),
 ]  # fmt: skip

@@ -155,7 +155,7 @@ def test_a_resume_forgets_a_best_that_is_gone(
         (
             SFTConfig,
             {"every_steps": 2, "best_metric": "reward_accuracy"},
-            "is of preference training; sft has 'loss' alone",
+            "needs preference training; sft has only 'loss'",
         ),
         (DPOConfig, {"every_steps": 2, "best_metric": "accuracy"}, "reward_accuracy"),
     ],

@@ -1,4 +1,4 @@
-"""Settings of the dpo job: preference training against the model's own start."""
+"""Settings of the dpo job: preference training. The reference is the initial model."""
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from metaalign.config.sections import (
 
 
 class DPOOptimizerConfig(OptimizerConfig):
-    """The optimizer and its schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate, reached after warmup."""
@@ -30,7 +30,7 @@ class DPOConfig(Section):
     """`python -m ray_jobs.dpo CONFIG.yaml section.key=value ...`"""
 
     storage: AbsolutePath
-    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+    """Root of all outputs: an absolute path or a file:// URI that all nodes share."""
 
     output: FolderName = "dpo"
     """Name of the run's folder under the storage."""
@@ -49,7 +49,7 @@ class DPOConfig(Section):
     held_out: HeldOutConfig = HeldOutConfig()
 
     seed: int = Field(default=0, ge=0)
-    """Seed of the order in which examples are visited."""
+    """Seed of the order of the examples."""
 
     tracking: TrackingConfig = TrackingConfig()
 
@@ -59,7 +59,7 @@ class DPOConfig(Section):
         if self.loss.kind.data == "single" and metric not in (None, "loss"):
             raise ValueError(
                 f"held_out.best_metric {metric!r} compares the responses of a pair, and loss.name "
-                f"{self.loss.name} knows no pairs; it has 'loss' alone"
+                f"{self.loss.name} uses no pairs; it has only 'loss'"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Settings of the pipeline job: every stage in order, each with its own job's settings."""
+"""Settings of the pipeline job: the stages in order, each with the settings of its job."""
 
 from typing import Any
 
@@ -22,25 +22,25 @@ _EXPORTS = ("sft_export", "export")
 class PipelineConfig(Section):
     """`python -m ray_jobs.pipeline CONFIG.yaml section.key=value ...`
 
-    Stages take `storage` and `tracking` from here where they do not give their own. A stage that
-    is left out does not run.
+    A stage without `storage` or `tracking` inherits the pipeline's. A stage that is left out does
+    not run.
     """
 
     storage: AbsolutePath
-    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+    """Root of all outputs: an absolute path or a file:// URI that all nodes share."""
 
     name: str = Field(default="pipeline", min_length=1)
     """Name of the pipeline's MLflow run."""
 
     seed: int = Field(default=0, ge=0)
-    """Seed that draws the held-out question which the serve stage asks."""
+    """Seed that selects the held-out query for the serve stage."""
 
     tracking: ExportTrackingConfig = ExportTrackingConfig()
 
     prepare: PrepareConfig | None = None
     sft: SFTConfig | None = None
     sft_export: ExportConfig | None = None
-    """Exports the SFT run, which the dpo stage starts from."""
+    """Exports the SFT run, from which the dpo stage starts."""
 
     dpo: DPOConfig | None = None
     export: ExportConfig | None = None
@@ -51,11 +51,11 @@ class PipelineConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _hand_down(cls, settings: Any) -> Any:
+    def _inherit_all(cls, settings: Any) -> Any:
         if not isinstance(settings, dict):
             return settings
         given = [stage for stage in STAGES if isinstance(settings.get(stage), dict)]
-        return {**settings, **{stage: _handed(settings, stage) for stage in given}}
+        return {**settings, **{stage: _inherit(settings, stage) for stage in given}}
 
     @model_validator(mode="after")
     def _some_stage(self) -> "PipelineConfig":
@@ -67,7 +67,7 @@ class PipelineConfig(Section):
     def _nothing_is_ignored(self) -> "PipelineConfig":
         if self.serve is None and self.changed("seed"):
             raise ValueError(
-                "seed has no effect without the stage serve, whose question it draws; each stage "
+                "seed has no effect without the stage serve, whose query it selects; each stage "
                 "has a seed of its own"
             )
         registered = self.tracking.registered_model
@@ -79,18 +79,17 @@ class PipelineConfig(Section):
         return self
 
 
-def _handed(settings: dict[str, Any], stage: str) -> dict[str, Any]:
-    """A stage's settings, `storage` and `tracking` of the pipeline among them as far as the stage
-    has these settings and gives no others."""
+def _inherit(settings: dict[str, Any], stage: str) -> dict[str, Any]:
+    """A stage's own settings, with the pipeline's `storage` and `tracking` for those it omits."""
     own = settings[stage]
-    handed = {"storage": settings["storage"]} if "storage" in settings else {}
+    inherited = {"storage": settings["storage"]} if "storage" in settings else {}
     tracking = settings.get("tracking")
     if stage == "serve" or "tracking" not in settings:
-        return {**handed, **own}
+        return {**inherited, **own}
     if isinstance(tracking, dict) and isinstance(own.get("tracking", {}), dict):
         known = ExportTrackingConfig if stage in _EXPORTS else TrackingConfig
         unknown = set(ExportTrackingConfig.model_fields) - set(known.model_fields)
         above = {key: value for key, value in tracking.items() if key not in unknown}
         tracking = {**above, **own.get("tracking", {})}
-        return {**handed, **own, "tracking": tracking}
-    return {**handed, "tracking": tracking, **own}
+        return {**inherited, **own, "tracking": tracking}
+    return {**inherited, "tracking": tracking, **own}

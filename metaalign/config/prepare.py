@@ -1,4 +1,4 @@
-"""Settings of the prepare job: files and recipes in, token store out."""
+"""Settings of the prepare job, which writes a token store from files and recipes."""
 
 from string import ascii_uppercase
 from typing import Literal
@@ -57,99 +57,99 @@ class DatasetConfig(Section):
     """A data set of the Hugging Face library."""
 
     name: str = Field(min_length=1)
-    """Hub name, or an absolute path: a folder of data files, or what `save_to_disk` wrote."""
+    """Hub name, or absolute path of a folder of data files or of one that `save_to_disk` wrote."""
 
     config: str | None = None
-    """Which of its configurations. None takes the only or the default one."""
+    """Name of the data set's configuration. None uses the only or the default one."""
 
     split: str = "train"
-    """Which of its splits."""
+    """Name of the split to read."""
 
     revision: str | None = None
-    """Commit, tag or branch on the hub. None takes the newest."""
+    """Commit, tag or branch on the hub. None uses the newest."""
 
 
 class CorrectionConfig(Section):
-    """Samples of an edit, for a corrector."""
+    """Correction samples, which train a corrector to edit one answer into another."""
 
     wire: Wire = "ultrafeedback"
-    """Which of MetaAligner's prompts."""
+    """Name of the MetaAligner prompt that samples use."""
 
     objectives: dict[str, str] = Field(default_factory=dict)
-    """Objective of the scores -> how prompts say it, such as "Humor: be cheerful". Those of
-    MetaAligner are known by their names; another is said by its name, and `preference` is left
-    out."""
+    """Wording of an objective in prompts, by its name, such as "Humor: be cheerful". MetaAligner's
+    objectives have default wordings. Any other defaults to its name; `preference` is left out."""
 
     warm_up_ratio: float = Field(default=0.3, gt=0, le=1)
-    """Share of the equal samples that the set warm_up holds."""
+    """Number of warm_up samples, as a share of the equal samples."""
 
 
 class SourceConfig(Section):
-    """Rows of one shape."""
+    """Rows of one format."""
 
     path: Place | None = None
     """Absolute path, glob, or address in object storage such as s3://bucket/data/*.parquet, of
     JSON, CSV or Parquet files, plain or gzip."""
 
     dataset: DatasetConfig | None = None
-    """A Hugging Face data set, in place of a path."""
+    """A Hugging Face data set, instead of a path."""
 
     format: Format = "auto"
-    """Shape of the rows. auto tells it from the first ones."""
+    """Format of the rows. auto detects it from the first rows."""
 
     field: str | None = Field(default=None, min_length=1)
-    """Key of the list of rows in files that are one JSON object, such as `data` of
-    {"version": 1, "data": [...]}. None expects JSON lines, or a list."""
+    """Key of the list of rows in files that are one JSON object, such as `data` in
+    {"version": 1, "data": [...]}. None expects JSON lines or a list."""
 
     columns: ColumnsConfig | None = None
-    """Which columns hold what, such as {prompt: question, chosen: answer_a, rejected: answer_b}.
-    None reads the names that the known formats have."""
+    """Names of the columns, such as {prompt: question, chosen: answer_a, rejected: answer_b}.
+    None uses the format's own names."""
 
     system_info: str = ""
-    """System Info for rows that carry none."""
+    """System Info for rows that have none."""
 
     user_info: str | None = None
-    """User Info for rows that carry none. For personas: None takes the persona's own, from its
-    file's name."""
+    """User Info for rows that have none. For personas, None uses the persona named by the file."""
 
     order_by: str | None = None
-    """Objective that orders judged answers. None takes the overall score, or the only objective.
-    Examples of a row that nobody judged by it are left out where others of the row were."""
+    """Objective that orders judged answers. None uses the overall score, or the only objective. If
+    a row has several examples, those without a score for it are left out, unless none has one."""
 
     assistant_turns: Literal["every", "last"] = "every"
-    """Turns of an unlabelled conversation that are trained; each is an example of its own, which
-    shares what was said before it."""
+    """Assistant turns of an unlabelled conversation to train on. Each is an example of its own, and
+    the examples share the turns before them."""
 
     responses: ResponsesConfig | None = None
-    """Ask a teacher for answers to rows that have none, turn by turn. None leaves them out."""
+    """Requests answers from a teacher for rows that have none, turn by turn. None leaves such rows
+    out."""
 
     judgement: JudgementConfig | None = None
-    """Ask a teacher to judge the answers of rows that have several, before the recipe."""
+    """Has a teacher judge the answers of rows with several, before the recipe. None does not."""
 
     recipe: Recipe | None = None
-    """What to make of every example. MetaAlign's put it under meta-prompts, in place of its own
-    System Info and User Info. helpful: a pair whose better answer is the safer one stands under
-    safety first and, flipped, under helpfulness first. consensus: judged answers stand without and
-    with a background of the user's. priority: an answer is made to obey a verifiable instruction
-    and its opposite, which System Info and User Info ask for. MetaAligner's make samples of an
-    edit. contrastive: the worse answer is edited into the better one. equal: into one as good.
-    warm_up: into itself."""
+    """Transforms every example. helpful, consensus and priority (MetaAlign) replace its System Info
+    and User Info by meta-prompts. helpful: a pair whose better answer is the safer one appears with
+    safety first and, with flipped labels, with helpfulness first. consensus: judged answers appear
+    without and with a background of the user. priority: an answer is made to obey a verifiable
+    instruction and its opposite, which System Info and User Info give. contrastive, equal and
+    warm_up (MetaAligner) make correction samples. contrastive: the worse answer is edited into the
+    better one. equal: into an equally good one. warm_up: into itself. None changes nothing."""
 
     correction: CorrectionConfig = CorrectionConfig()
-    """Of warm_up, equal and contrastive."""
+    """Settings of the recipes warm_up, equal and contrastive."""
 
     negatives: NegativesConfig | None = None
-    """Ask a teacher for a worse response to every example, after the recipe."""
+    """Requests a worse response from a teacher for every example, after the recipe. None does
+    not."""
 
     max_bad_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Share of bad rows above which the job fails. None takes the job's."""
+    """Share of bad rows above which the job fails. None uses the job's max_bad_ratio."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "SourceConfig":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give exactly one of path and dataset")
         if self.dataset is not None and self.field is not None:
-            raise ValueError("field: is for files of a path; a dataset has rows of its own")
+            raise ValueError("field: applies only to files of a path, not to a dataset")
         return self
 
     @model_validator(mode="after")
@@ -166,17 +166,17 @@ class SourceConfig(Section):
         edits = self.recipe in ("warm_up", "equal", "contrastive")
         if not edits and self.changed("correction"):
             raise ValueError(
-                f"correction has no effect with recipe {self.recipe!r}; it is of the recipes "
+                f"correction has no effect with recipe {self.recipe!r}; it applies to the recipes "
                 "warm_up, equal and contrastive"
             )
         if self.recipe != "warm_up" and self.correction.changed("warm_up_ratio"):
             raise ValueError(
-                f"correction.warm_up_ratio has no effect with recipe {self.recipe!r}; it is of the "
-                "recipe warm_up"
+                f"correction.warm_up_ratio has no effect with recipe {self.recipe!r}; it applies "
+                "to the recipe warm_up"
             )
         if self.recipe is None or self.responses or self.judgement:
             return self
-        # A persona's statements need a user_info where its name is not known.
+        # A persona's statements need a user_info if its name is not known.
         tiers = ("system_info",) if self.format in ("auto", "personas") else _TIERS
         if replaced := self.changed(*tiers):
             raise ValueError(
@@ -194,39 +194,39 @@ class SourceConfig(Section):
 
 
 class RecipesConfig(Section):
-    """Rule-written MetaAlign data over checkable preferences."""
+    """Rule-written MetaAlign data with preferences that a program can check."""
 
     examples: int = Field(default=20_000, ge=100)
-    """Training examples to write."""
+    """Number of training examples to write."""
 
     cases: int = Field(default=400, ge=20)
-    """Held-out cases to write for each metric of the evaluation."""
+    """Number of held-out cases to write for each metric of the evaluation."""
 
     max_preferences: Literal[1, 2] = 2
-    """Most preferences that one speaker states at once."""
+    """Largest number of preferences that one speaker states at once."""
 
     held_out_ratio: float = Field(default=0.2, gt=0, lt=1)
     """Share of the (query, preference family) combinations that training never sees."""
 
     negatives: NegativesConfig | None = None
-    """Ask a teacher for a worse response to every example."""
+    """Requests a worse response from a teacher for every example. None does not."""
 
 
 class TokenizerConfig(Section):
-    """The tokenizer: loaded, or trained on the prepared text."""
+    """The tokenizer: a given one, or one trained on the prepared text."""
 
     path: str | None = None
     """Hugging Face folder, name under the storage, or hub name. None trains a byte-level BPE."""
 
     vocabulary_size: int = Field(default=1024, ge=270)
-    """Size of a trained vocabulary, control tokens included. A tokenizer of a path has its own."""
+    """Vocabulary size of a trained tokenizer, including control tokens. Has no effect on `path`."""
 
     @model_validator(mode="after")
     def _of_a_trained_one(self) -> "TokenizerConfig":
         if self.path is not None and self.changed("vocabulary_size"):
             raise ValueError(
-                "vocabulary_size has no effect on the tokenizer of path, which has its own; leave "
-                "one of them out"
+                "vocabulary_size has no effect on the tokenizer at path, which has its own size; "
+                "leave one of them out"
             )
         return self
 
@@ -235,57 +235,59 @@ class PrepareConfig(Section):
     """`python -m ray_jobs.prepare CONFIG.yaml section.key=value ...`"""
 
     storage: AbsolutePath
-    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+    """Root of all outputs: an absolute path or a file:// URI that all nodes share."""
 
     output: FolderName = "store"
     """Name of the token store under the storage."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """Files to read."""
+    """Files and data sets to read."""
 
     recipes: RecipesConfig | None = None
-    """Rule-written data, beside or instead of sources. None writes none."""
+    """Rule-written data, in addition to the sources or instead of them. None writes none."""
 
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict)
-    """Upstream models, by the name that sources give them. Answers are kept in the folder `answers`
-    under the storage by what was asked, so that no later job pays for them again."""
+    """Upstream models, by the name under which sources refer to them. Their answers are cached by
+    request in the folder `answers` under the storage, so that no later job pays for them again."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     held_out_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the conversations of each source that is held out of training, chosen by hash."""
+    """Share of each source's conversations to hold out of training, chosen by hash."""
 
     held_out_families: tuple[str, ...] = ()
-    """Preference families that the recipes keep for the held-out split, such as `greeting` or
-    `punctuation:no_comma`, each with its opposite: families that training never sees."""
+    """Preference families that the recipes use only in the held-out split, each with its opposite,
+    such as `greeting` or `punctuation:no_comma`."""
 
     share: tuple[float, float] = (0.0, 1.0)
-    """Which of the training conversations the store takes, by hash: [0, 0.5] for a first stage and
-    [0.5, 1] for a second one of the same seed, which share none; of rule-written ones, which
-    queries. Held-out ones are in both."""
+    """Range of the training conversations, and of the rule-written queries, that the store takes,
+    by hash. With the same seed, [0, 0.5] for a first stage and [0.5, 1] for a second one have none
+    in common. Held-out conversations are in both."""
 
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
-    """Similarity of what users say, from which an example of the sources counts as a near-duplicate
-    of a held-out one and is left out of training; 0.8 is usual. None leaves all of them in.
-    Rule-written data is split by what it asks and prefers, and is not looked at."""
+    """Similarity of the user turns at which an example of the sources counts as a near-duplicate of
+    a held-out one and is left out of training; 0.8 is usual. None keeps near-duplicates.
+    Rule-written data is not checked: its split is by query and preference."""
 
     context: int | None = Field(default=None, ge=1)
-    """Largest context that will be trained at. Examples whose System Info, User Info and last query
-    alone are longer are told by tier and length; training leaves them out. None tells none."""
+    """Largest context length, in tokens, of later training. Examples whose System Info, User Info
+    and last query alone are longer are reported by tier and length, and training leaves them out.
+    None reports none."""
 
     oppose_personas: bool = True
-    """Put every statement of a persona under its declared opposite too, labels flipped."""
+    """Also write every statement of a persona under the opposite persona, with flipped labels."""
 
     max_bad_ratio: float = Field(default=0.05, ge=0, le=1)
-    """Share of bad source rows, or of examples that a teacher gave no answer for, above which the
+    """Share of bad source rows, or of examples without an answer from a teacher, above which the
     job fails."""
 
     max_lost_text_ratio: float = Field(default=0.01, ge=0, le=1)
-    """Share of the checked texts of a source that the tokenizer may fail to give back, above which
-    the job fails. Of each file the first 100 rows are checked, and every 50th of the others."""
+    """Share of a source's checked texts that the tokenizer changes when it encodes and decodes
+    them, above which the job fails. The first 100 rows of each file are checked, then every
+    50th."""
 
     seed: int = Field(default=0, ge=0)
-    """Seed of recipes and splits."""
+    """Seed of the recipes and splits."""
 
     tracking: TrackingConfig = TrackingConfig()
 
@@ -322,15 +324,15 @@ class PrepareConfig(Section):
         formats = {source.format for source in self.sources}
         if not self.oppose_personas and not formats & {"auto", "personas"}:
             problems.append("oppose_personas has no effect without a source of personas")
-        unasked = sorted(set(self.teachers) - {ask.teacher for ask in self.asks()})
-        if unasked:
-            problems.append(f"teachers: nothing is asked of {', '.join(unasked)}")
+        unused = sorted(set(self.teachers) - {ask.teacher for ask in self.asks()})
+        if unused:
+            problems.append(f"teachers: no source or recipe uses {', '.join(unused)}")
         if problems:
             raise ValueError(f"{'; '.join(problems)}; leave out what has no effect")
         return self
 
     def asks(self) -> list[AskConfig]:
-        """Everything that is asked of teachers."""
+        """The settings of all requests to teachers."""
         asks = [ask for each in self.sources for ask in (each.responses, each.judgement)]
         asks += [each.negatives for each in (*self.sources, self.recipes) if each is not None]
         return [ask for ask in asks if ask is not None]

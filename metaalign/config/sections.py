@@ -2,13 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from metaalign.config.places import AbsolutePath
 
@@ -21,85 +15,88 @@ class Section(BaseModel):
     )
 
     def changed(self, *names: str) -> list[str]:
-        """Those of the settings that differ from their defaults. A setting that another one keeps
-        from having an effect must not be among them."""
+        """Those of the named settings that differ from their defaults. Validators refuse them if
+        another setting keeps them from having an effect."""
         fields = type(self).model_fields
         return [name for name in names if getattr(self, name) != fields[name].default]
 
 
 FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""The name of a folder under the storage, never one of its parents."""
+"""Name of a folder directly under the storage."""
 
 
 def _absolute_sqlite(uri: str | None) -> str | None:
     path = (uri or "").removeprefix("sqlite:///")
     if path != (uri or "") and not path.startswith("/"):
         raise ValueError(
-            f"{uri!r} is a relative path, and a job's working directory is thrown away; write "
+            f"{uri!r} is a relative path, and a job's working directory is deleted; write "
             f"sqlite:////absolute/{path}"
         )
     return uri
 
 
 class TrackingConfig(Section):
-    """Where MLflow keeps the runs."""
+    """The MLflow server or file that stores the runs."""
 
     uri: Annotated[str | None, AfterValidator(_absolute_sqlite)] = None
-    """Tracking URI. None is an SQLite file, `mlflow.db`, in the storage."""
+    """Tracking URI. None uses the SQLite file `mlflow.db` in the storage."""
 
     experiment: str = Field(default="metaalign", min_length=1)
     """Name of the MLflow experiment."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters, https://arxiv.org/abs/2106.09685, trained in place of all weights and
-    merged on export. Rows share tokens, so there is no adapter dropout: a draw on a shared token
-    is not the draw that each sequence would make."""
+    """Low-rank adapters, https://arxiv.org/abs/2106.09685, trained instead of the weights, and
+    merged on export. There is no adapter dropout: sequences that share tokens in a row would also
+    share the dropout masks of these tokens."""
 
     rank: int = Field(default=16, ge=1)
     """Rank of each update."""
 
     alpha: int = Field(default=32, ge=1)
-    """Scale of the update, which is multiplied by alpha over rank."""
+    """Scale of the update: it is multiplied by alpha / rank."""
 
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the projections that get an adapter; all-linear is every one but the head."""
+    """Names of the projections that get an adapter. all-linear selects all except the head."""
 
 
 class ModelConfig(Section):
-    """The model that training starts from: a folder or hub name, or an architecture."""
+    """The initial model: a pretrained one, or an architecture with random weights."""
 
     path: str | None = None
-    """Hugging Face folder, a folder's name under the storage, or a hub name. None: architecture."""
+    """Hugging Face folder, a folder's name under the storage, or a hub name. None uses
+    `architecture`."""
 
     architecture: dict[str, Any] | None = None
-    """Keys of a transformers config, `model_type` among them, for random weights."""
+    """Keys of a transformers config, including `model_type`. The model gets random weights. None
+    uses `path`."""
 
     layout: Literal["auto", "tree", "single"] = "auto"
-    """Rows of prefix trees, or one sequence a row; auto takes trees where the probe finds them
-    exact."""
+    """tree packs prefix trees into rows, so that shared prefixes are computed once; single puts one
+    sequence in a row. auto uses tree if the probe finds it exact for the model."""
 
     attention: Literal["auto", "sdpa", "flex_attention"] = "auto"
-    """Attention kernel. auto is FlexAttention on CUDA and SDPA elsewhere."""
+    """Attention kernel. auto is FlexAttention on CUDA and SDPA on a CPU."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward and backward pass. auto is bfloat16 on CUDA, float32 elsewhere."""
+    """Precision of the forward and backward pass. auto is bfloat16 on CUDA, float32 on a CPU."""
 
     context: int | None = Field(default=None, ge=2)
-    """Longest sequence to train on, prompt and response together, in tokens. None takes what the
-    model's config states. A model that states none, such as Bloom or Mamba, needs it, and its
-    export states it; any other may train on shorter sequences, and its export stays as it is."""
+    """Longest sequence to train on, prompt and response together, in tokens. None uses the context
+    length in the model's config. If the config has none, as for Bloom or Mamba, this setting is
+    required and is written into the exported config. Otherwise it may only be shorter, and the
+    exported config keeps the model's own."""
 
     activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass, and compute the layer once more there:
-    much less memory, about a third more time."""
+    """Keep only each layer's input for the backward pass, and recompute the layer there. Needs much
+    less memory and about a third more time."""
 
     lora: LoraConfig | None = None
-    """Adapters on a pretrained model. Where its vocabulary lacked the control tokens, embeddings
+    """Trains adapters on a pretrained model. If its vocabulary lacks the control tokens, embeddings
     and head are trained too. None trains all weights."""
 
     seed: int = Field(default=0, ge=0)
-    """Seed of random weights, of new vocabulary rows and of adapters."""
+    """Seed of random weights, new vocabulary rows and adapters."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -113,35 +110,36 @@ class ModelConfig(Section):
 
 
 class BatchConfig(Section):
-    """What one optimizer step trains on, and how its tokens are laid out in rows."""
+    """The examples of one optimizer step, and the layout of their tokens in rows."""
 
     global_batch_size: int = Field(default=64, ge=1)
-    """Examples in an optimizer step, over all workers. A step takes whole groups (`group_by`)
-    until it holds at least this many."""
+    """Number of examples in an optimizer step, over all workers. Whole groups (`group_by`) are
+    added to a step until it holds at least this many."""
 
     budget: int = Field(default=1024, ge=8)
-    """Most tokens in a row. An example with all its responses must fit in one row; in the single
-    layout each response with its prompt."""
+    """Largest number of tokens in a row. An example with all its responses must fit in one row; in
+    the single layout, each response with its prompt must."""
 
     rows: int = Field(default=8, ge=1)
-    """Most rows in a micro-batch, the part of a step that one worker computes at once. Lower it
-    if memory runs out."""
+    """Largest number of rows in a micro-batch, the part of a step that one worker computes at once.
+    Lower it if memory runs out."""
 
     group_by: Literal["example", "conversation", "meta_prompt"] = "example"
-    """Examples with the same value of this form a group, and a step takes groups whole: tokens
-    that they share are then computed once. `example` makes each example its own group.
-    `meta_prompt` groups examples that have neither System Info nor User Info by conversation."""
+    """Examples with the same value of this form a group. All examples of a group are in the same
+    step, so that the tokens they share are computed once. `example` makes each example its own
+    group. `meta_prompt` groups examples that have neither System Info nor User Info by
+    conversation."""
 
     max_group_ratio: float = Field(default=2.0, gt=0)
-    """Size of the largest group allowed, as a multiple of global_batch_size. A larger group is an
-    error, since one step would have to take all of it."""
+    """Largest allowed group, as a multiple of global_batch_size. A larger group is an error, since
+    one step would have to hold all of it."""
 
     mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         default=None, min_length=1
     )
-    """Weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}: each
-    source gets this share of the groups that are drawn. Every file must match exactly one pattern.
-    None draws every group once an epoch."""
+    """Sampling weights by pattern of the source file's path, such as {"*/hh/*": 1, "recipes": 3}.
+    Each pattern gets its share of the sampled groups. Every file must match exactly one pattern.
+    None uses every group once per epoch."""
 
     chunk_size_mb: int = Field(default=128, ge=1)
     """Size of a chunk of logits, in MiB of float32. If a micro-batch needs several chunks, each is
@@ -152,11 +150,11 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """The optimizer and its schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     name: Literal["auto", "adamw", "sgd"] = "auto"
-    """auto is the fused AdamW of the hardware: DeepSpeed's FusedAdam on CUDA, its CPUAdam on a
-    CPU. adamw is torch's fused AdamW, sgd plain SGD."""
+    """auto is DeepSpeed's fused AdamW for the device: FusedAdam on CUDA, DeepSpeedCPUAdam on a CPU.
+    adamw is torch's fused AdamW; sgd is SGD without momentum."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate, reached after warmup."""
@@ -178,10 +176,10 @@ class OptimizerConfig(Section):
     """Adam's decay rates of the first and second moment."""
 
     epsilon: float = Field(default=1e-8, gt=0)
-    """Adam's denominator term."""
+    """Term that Adam adds to the denominator."""
 
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Global gradient norm above which gradients are scaled down. None never clips."""
+    """Global gradient norm above which gradients are scaled down to it. None disables clipping."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "OptimizerConfig":
@@ -200,33 +198,36 @@ class OptimizerConfig(Section):
 
 
 class ZeroConfig(Section):
-    """DeepSpeed's ZeRO."""
+    """DeepSpeed's ZeRO: partitioning over the workers, and offloading."""
 
     stage: Literal[0, 1, 2, 3] = 3
-    """What is cut over the workers: 1 optimizer states, 2 gradients too, 3 parameters too."""
+    """What is partitioned over the workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also
+    parameters."""
 
     persistence_threshold: int = Field(default=10_000, ge=0)
-    """Parameters below this many elements stay whole on every worker, under stage 3."""
+    """At stage 3, parameters with fewer elements than this stay whole on every worker."""
 
     offload_optimizer: Literal["cpu", "nvme"] | None = None
-    """Where the float32 weights and optimizer states rest, and the optimizer runs on the CPU. None
-    keeps them on the device. Stages 1 and 2 offload to cpu alone."""
+    """Where the float32 weights and optimizer states are stored. The optimizer then runs on the
+    CPU. None keeps them on the device. Stages 1 and 2 can offload only to cpu."""
 
     offload_parameters: Literal["cpu", "nvme"] | None = None
-    """Where each worker's cut of the parameters rests, under stage 3. None is the device."""
+    """Where each worker's partition of the parameters is stored, at stage 3. None keeps it on the
+    device."""
 
     nvme_path: AbsolutePath | None = None
-    """Folder on a fast local disk of every node, for what is offloaded to nvme."""
+    """Folder for offloading to nvme, on a fast local disk of every node."""
 
     hpz_partition_size: int | None = Field(default=None, ge=2)
-    """Workers, those of one node, that hold a second cut of the parameters among themselves, so
-    that the backward pass gathers inside the node (ZeRO++), under stage 3. None holds no second."""
+    """Number of workers per node, each of which stores a second partition of the parameters, so
+    that the backward pass gathers them within the node (hpZ of ZeRO++, at stage 3). None stores no
+    second partition."""
 
     @model_validator(mode="after")
     def _of_the_stage(self) -> "ZeroConfig":
         places = (self.offload_optimizer, self.offload_parameters)
         if self.stage == 0 and any(places):
-            raise ValueError("stage 0 cuts nothing, so it offloads nothing; set stage to 3")
+            raise ValueError("stage 0 partitions nothing, so it cannot offload; set stage to 3")
         if self.stage < 3 and self.changed("persistence_threshold"):
             raise ValueError(
                 f"persistence_threshold has no effect at stage {self.stage}, where every worker "
@@ -234,13 +235,13 @@ class ZeroConfig(Section):
             )
         if self.stage < 3 and (self.offload_parameters or self.hpz_partition_size):
             name = "offload_parameters" if self.offload_parameters else "hpz_partition_size"
-            raise ValueError(f"{name} needs stage 3, which cuts the parameters")
+            raise ValueError(f"{name} needs stage 3, which partitions the parameters")
         if self.stage < 3 and self.offload_optimizer == "nvme":
-            raise ValueError("offload_optimizer nvme needs stage 3; stages 1 and 2 take cpu")
+            raise ValueError("offload_optimizer nvme needs stage 3; stages 1 and 2 allow cpu")
         if self.offload_parameters and not self.offload_optimizer:
-            raise ValueError("offload_parameters needs offload_optimizer, which frees more")
+            raise ValueError("offload_parameters needs offload_optimizer, which frees more memory")
         if (self.nvme_path is None) == ("nvme" in places):
-            raise ValueError("nvme_path and offloading to nvme go together; give both or neither")
+            raise ValueError("offloading to nvme needs nvme_path, and only then; set both or none")
         return self
 
 
@@ -248,36 +249,36 @@ WorkerCount = Annotated[int, Field(ge=1)]
 
 
 class WorkersConfig(Section):
-    """What Ray Train asks of the cluster."""
+    """The training processes and their resources."""
 
     num_workers: WorkerCount | tuple[WorkerCount, WorkerCount] = 1
-    """Training processes. Each takes a GPU where `gpu` says so, a CPU elsewhere. Two numbers are
-    the fewest and the most: the run takes what there is room for, goes on with what is left when
-    workers are lost, and grows again when nodes return, each time from the last checkpoint."""
+    """Number of training processes, on GPUs or CPUs as `gpu` says. Two numbers give the smallest
+    and the largest: the run starts as many as there is room for, continues with fewer when workers
+    are lost, and grows again when nodes return, each time from the last checkpoint."""
 
     resize_interval_s: float | None = Field(default=None, gt=0)
-    """Seconds between two looks at whether there is room for more workers, where num_workers is
-    two numbers. None is 60."""
+    """Seconds between two checks for room for more workers, if num_workers is two numbers. None is
+    60."""
 
     gpu: Literal["auto", "always", "never"] = "auto"
-    """auto gives each worker a GPU where the cluster has any now; always waits for GPUs that an
-    autoscaler has yet to start; never trains on CPUs."""
+    """auto gives each worker a GPU if the cluster has GPUs now, otherwise CPUs. always gives GPUs,
+    and waits for an autoscaler to start them. never uses CPUs."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
-    """CPUs that each worker reserves."""
+    """Number of CPUs that each worker reserves."""
 
     max_failures: int = Field(default=3, ge=0)
-    """Restarts from the last checkpoint before a failure of a worker ends the job. Growing is no
-    failure."""
+    """Number of restarts from the last checkpoint after failed workers; the next failure ends the
+    job. Growing does not count as a failure."""
 
     @property
     def min_workers(self) -> int:
-        """Workers without which nothing starts."""
+        """Smallest number of workers with which the run starts."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """Workers where there is room for all."""
+        """Largest number of workers that the run uses."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")
@@ -285,60 +286,62 @@ class WorkersConfig(Section):
         fixed = isinstance(self.num_workers, int)
         if not fixed and self.min_workers >= self.max_workers:
             raise ValueError(
-                f"num_workers [{self.min_workers}, {self.max_workers}] must be the fewest and the "
-                "most, or one number"
+                f"num_workers [{self.min_workers}, {self.max_workers}] must be the smallest and "
+                "the largest number, or one number"
             )
         if fixed and self.resize_interval_s is not None:
             raise ValueError(
-                "resize_interval_s has no effect on a fixed num_workers; give the fewest and the "
-                "most, such as [1, 4]"
+                "resize_interval_s has no effect on a fixed num_workers; give the smallest and the "
+                "largest number, such as [1, 4]"
             )
         return self
 
 
 BestMetric = Literal["loss", "reward_accuracy", "reward_margin"]
-"""A held-out metric that can choose a checkpoint; `loss` is better lower, the others higher."""
+"""A held-out metric that can select a checkpoint. Lower is better for `loss`, else higher."""
 
 
 class HeldOutConfig(Section):
-    """What is measured on the held-out split while training."""
+    """Measurements on the held-out split."""
 
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two measurements. None measures before the first and after the last step."""
+    """Number of optimizer steps between two measurements. None measures only before the first and
+    after the last step."""
 
     max_examples: int = Field(default=512, ge=1)
-    """Held-out examples that are measured, drawn by seed."""
+    """Largest number of held-out examples to measure, sampled by the seed."""
 
     best_metric: BestMetric | None = None
-    """Metric by which a best checkpoint is kept beside the newest: each measurement that beats
-    all before it is saved. None keeps none."""
+    """Metric that selects the best checkpoint, which is kept in addition to the newest. Each
+    measurement that is better than all before it saves one. None keeps no best checkpoint."""
 
     patience: int | None = Field(default=None, ge=1)
-    """Measurements in a row without a better `best_metric` after which training ends. None never
-    ends it early."""
+    """Number of measurements in a row without a better `best_metric` that end training. None
+    disables early stopping."""
 
     @model_validator(mode="after")
     def _measured(self) -> "HeldOutConfig":
         if self.best_metric is not None and self.every_steps is None:
-            raise ValueError("best_metric needs every_steps: the best of several measurements")
+            raise ValueError("best_metric needs every_steps, which measures during training")
         if self.patience is not None and self.best_metric is None:
-            raise ValueError("patience needs best_metric: what must get better")
+            raise ValueError("patience needs best_metric, the metric that must improve")
         return self
 
 
 class TrainingLength(Section):
-    """How long to train: epochs, or steps."""
+    """Length of training, in epochs or optimizer steps. If both are given, the first reached ends
+    the run."""
 
     epochs: float | None = Field(default=1.0, gt=0)
-    """Passes over the examples. None where max_steps is given. If an epoch of several examples
-    comes to a single optimizer step, the job is refused: lower batch.global_batch_size, or give
-    max_steps if that is meant."""
+    """Number of passes over the examples. None needs max_steps. If an epoch of several examples is
+    a single optimizer step, the job is refused: lower batch.global_batch_size, or give max_steps
+    if you want a single step."""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps. Where both are given, the smaller ends the run."""
+    """Number of optimizer steps. None needs epochs."""
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainingLength":
         if self.epochs is None and self.max_steps is None:
-            raise ValueError("give epochs, max_steps or both; a run without either never ends")
+            raise ValueError("give epochs, max_steps or both; without either the run never ends")
         return self

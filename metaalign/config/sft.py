@@ -22,7 +22,7 @@ class SFTConfig(Section):
     """`python -m ray_jobs.sft CONFIG.yaml section.key=value ...`"""
 
     storage: AbsolutePath
-    """Root of all outputs: an absolute path or a file:// URI that every node sees."""
+    """Root of all outputs: an absolute path or a file:// URI that all nodes share."""
 
     output: FolderName = "sft"
     """Name of the run's folder under the storage."""
@@ -40,7 +40,7 @@ class SFTConfig(Section):
     held_out: HeldOutConfig = HeldOutConfig()
 
     seed: int = Field(default=0, ge=0)
-    """Seed of the order in which examples are visited."""
+    """Seed of the order of the examples."""
 
     tracking: TrackingConfig = TrackingConfig()
 
@@ -48,8 +48,8 @@ class SFTConfig(Section):
     def _no_rewards(self) -> "SFTConfig":
         if self.held_out.best_metric not in (None, "loss"):
             raise ValueError(
-                f"held_out.best_metric {self.held_out.best_metric!r} is of preference training; "
-                "sft has 'loss' alone"
+                f"held_out.best_metric {self.held_out.best_metric!r} needs preference training; "
+                "sft has only 'loss'"
             )
         return self
 

@@ -1,1 +1,1 @@
-"""The stages in order, and what every job does around its work."""
+"""The pipeline over all stages, and the frame of every job: Ray, MLflow and error reports."""

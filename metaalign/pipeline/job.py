@@ -1,4 +1,4 @@
-"""What every job does around its work: Ray, the MLflow run, one clear line where it fails."""
+"""The frame of every job: connects to Ray, opens the MLflow run, reports an error in one line."""
 
 import errno
 import logging
@@ -19,19 +19,20 @@ from metaalign.tracking import Run, check_nodes, open_run
 _QUIET = {
     "ray.data": logging.WARNING,
     "ray.serve": logging.WARNING,
-    # It takes an error of ours in a worker for one of its own, and says so at length.
+    # It reports our errors in a worker as Ray's own, at length.
     "ray.data.exceptions": logging.CRITICAL,
-    # It warns that bars are off, which is what the jobs ask for.
+    # It warns that progress bars are off, which the jobs intend.
     "ray.data._internal.progress": logging.ERROR,
 }
-"""Loggers of Ray that would fill a job's log, and what they may still say."""
+"""Lowest level that each of these loggers of Ray may log, so that it does not fill a job's log."""
 
 
 def run_job(name: str, job: Callable[[Any, Run], object], config: Any) -> None:
-    """Connect to Ray, open the job's MLflow run, do the job, which logs its settings once it has
-    checked them: a run that is refused and submitted again keeps those that were carried out.
+    """Connect to Ray, open the job's MLflow run, and call `job`.
 
-    Where it fails on purpose, prints one line and exits with 1.
+    `job` logs its settings after it has checked them, so a refused job does not overwrite the
+    settings of the run that it would continue. If the job raises an error of ours, prints one line
+    and exits with 1.
     """
     started = time.monotonic()
     with reported():
@@ -46,19 +47,19 @@ def run_job(name: str, job: Callable[[Any, Run], object], config: Any) -> None:
 
 
 def connect() -> None:
-    """Join the cluster that the job was submitted to, or start one on this machine."""
+    """Connect to the cluster to which the job was submitted, or start one on this machine."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("metaalign").setLevel(logging.INFO)
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray Train would print every line of a worker a second time, as a log record.
+    # Otherwise Ray Train prints every line of a worker a second time, as a log record.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # An error of ours in a worker of Ray Data is to reach `reported` as itself.
+    # So that an error of ours in a worker of Ray Data reaches `reported` unwrapped.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     if ray.is_initialized():
         return
-    # Without it, a worker that asks for the cluster's state looks for any Ray on its machine.
+    # Without RAY_ADDRESS, a worker that reads the cluster's state uses any Ray on its machine.
     address = os.environ.get("RAY_ADDRESS")
     environment = {"env_vars": {"RAY_ADDRESS": address}} if address else None
     ray.init(logging_level=logging.WARNING, runtime_env=environment)
@@ -66,7 +67,7 @@ def connect() -> None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """End the process with one clear line and exit code 1 where the block fails on purpose."""
+    """If the block raises an error of ours, print it in one line and exit with code 1."""
     try:
         yield
     except (MetaAlignError, RayTaskError, OSError) as error:
@@ -79,12 +80,12 @@ def reported() -> Iterator[None]:
 
 
 def _own_error(error: BaseException | None) -> MetaAlignError | None:
-    """An error of ours or a full disk, here or in the worker that Ray's error tells of."""
+    """The error of ours or the full disk that caused `error`, here or in a worker; else None."""
     while isinstance(error, RayTaskError):
         error = error.cause
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
-            f"no space left to write {error.filename or 'a file'}: free some where it lies, in "
+            f"no space left to write {error.filename or 'a file'}: free space on its disk, in "
             "the storage, the temporary folder or a cache"
         )
     return error if isinstance(error, MetaAlignError) else None

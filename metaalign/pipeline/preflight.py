@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a pipeline, found before its first stage, all at once."""
+"""Checks a pipeline before its first stage, and reports all problems at once."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from metaalign.train.model.loading import architecture_config, find_model, load_
 
 
 def check(config: PipelineConfig, stages: list[Stage]) -> None:
-    """Check the stages that are to run.
+    """Check the stages that will run.
 
     Raises:
         ConfigError: lists every problem, with its stage.
@@ -46,24 +46,25 @@ def _problems(test: Callable[..., None], settings: object) -> Iterator[str]:
 
 
 def _connections(config: PipelineConfig, stages: list[Stage]) -> Iterator[str]:
-    """Every input is there or comes from an earlier stage; no two stages write one folder."""
+    """Problems of inputs and outputs: an input that is missing and that no earlier stage writes, or
+    a folder that two stages write."""
     written: dict[Path, str] = {}
     for stage in stages:
         for path in stage.reads:
             inside = any(path == folder or folder in path.parents for folder in written)
             if not inside and not path.exists():
                 yield (
-                    f"{stage.name}: it reads {str(path)!r}, which is not there, and no earlier "
-                    f"stage writes it; the earlier stages write {_listed(written)}"
+                    f"{stage.name}: it reads {str(path)!r}, which does not exist, and no earlier "
+                    f"stage writes it; the earlier stages write {_list_names(written)}"
                 )
         for name in stage.names if isinstance(stage.settings, SFTConfig | DPOConfig) else ():
             try:
                 load_config_of(name)
             except ModelError as error:
                 yield (
-                    f"{stage.name}: it reads {str(resolve(config.storage, name))!r}, which is not "
-                    f"there, no earlier stage writes it (they write {_listed(written)}), and as a "
-                    f"model of the hub, {error}"
+                    f"{stage.name}: it reads {str(resolve(config.storage, name))!r}, which does "
+                    f"not exist, and no earlier stage writes it (they write "
+                    f"{_list_names(written)}). As a model of the hub: {error}"
                 )
         for path in stage.writes:
             if path in written:
@@ -74,25 +75,25 @@ def _connections(config: PipelineConfig, stages: list[Stage]) -> Iterator[str]:
         written.update(dict.fromkeys(stage.may_write, stage.name))
 
 
-def _listed(written: dict[Path, str]) -> str:
+def _list_names(written: dict[Path, str]) -> str:
     return ", ".join(repr(path.name) for path in written) or "nothing"
 
 
 def _cases(config: PipelineConfig) -> Iterator[str]:
-    """What prepare will leave for the stages that ask of the store more than examples."""
+    """Problems of stages that need held-out examples or cases which prepare will not write."""
     if config.prepare is None or config.prepare.recipes is not None:
         return
     store = resolve(config.storage, config.prepare.output)
     evaluates = config.evaluate and resolve(config.storage, config.evaluate.store) == store
     if evaluates and not config.prepare.held_out_ratio:
         yield (
-            "evaluate: prepare holds nothing out to evaluate on; set prepare.held_out_ratio above "
-            "0 (a row that carries a split of its own keeps it), or leave evaluate out"
+            "evaluate: prepare holds no examples out for it; set prepare.held_out_ratio above "
+            "0 (a row with a split of its own keeps it), or leave evaluate out"
         )
     if config.serve:
         yield (
-            "serve: it asks held-out cases, and prepare writes none without `recipes`; leave serve "
-            "out of the pipeline"
+            "serve: it needs held-out cases, and prepare writes none without `recipes`; leave "
+            "serve out of the pipeline"
         )
 
 

@@ -1,6 +1,6 @@
-"""The stages in order: preflight, fingerprints, what can be skipped, the report.
+"""Runs the stages in order: checks all first, skips unchanged ones, writes the report.
 
-Knows of a stage what it reads and writes, and nothing of how it works.
+Uses only a stage's inputs, outputs and job; a stage's own work is in the other rooms.
 """
 
 import json
@@ -20,13 +20,13 @@ from metaalign.tracking import Run, open_run
 
 
 def run_pipeline(config: PipelineConfig, run: Run) -> None:
-    """Run every stage that has not finished with the same settings and inputs before.
+    """Run every stage that has not already finished with the same settings, inputs and code.
 
-    Leaves `report.json` in the storage: the evaluation's report, and `seconds` by stage.
+    Writes `report.json` in the storage: the evaluation's report, and `seconds` by stage.
 
     Raises:
-        ConfigError: lists every problem that can be known before the first stage.
-        MetaAlignError: whatever a stage raises.
+        ConfigError: lists every problem found before the first stage.
+        MetaAlignError: a stage raised it.
     """
     out, stages, records = console(), stages_of(config), Records(config.storage)
     check(config, stages)
@@ -53,7 +53,7 @@ def _run_stage(
     config: PipelineConfig, stage: Stage, records: Records, parent: Run, out: Console
 ) -> Record:
     for folder in records.start(stage):
-        out.print(f"its settings, inputs or code changed; what it wrote before is {folder}")
+        out.print(f"its settings, inputs or code changed; its earlier output is now {folder}")
     started = time.monotonic()
     fingerprint = records.fingerprints[stage.name]
     with open_run(

@@ -1,4 +1,4 @@
-"""What the pipeline shows at its end: two answers side by side, the rates, what to run next."""
+"""Prints the end of a pipeline: two answers side by side, the rates, and the next commands."""
 
 import random
 from collections import defaultdict
@@ -28,16 +28,16 @@ MEANINGS = {
 
 
 def console() -> Console:
-    """A console of 100 columns where the output is a log, else as wide as the terminal."""
+    """A console as wide as the terminal, or of 100 columns if the output is not a terminal."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=100)
 
 
 def draw_pair(store: Path, seed: int) -> tuple[Case, Case]:
-    """A held-out query under two opposed meta-prompts.
+    """Two held-out cases: one query under two opposite meta-prompts, sampled by the seed.
 
     Raises:
-        DataError: the store holds no such cases.
+        DataError: the store has no such cases.
     """
     pairs: dict[str, list[Case]] = defaultdict(list)
     for case in read_cases(store):
@@ -71,12 +71,12 @@ def show_answers(config: ServeConfig, *, store: Path, seed: int) -> None:
 
 
 def side_by_side(cases: tuple[Case, Case], answers: list[str]) -> Table:
-    """One query, two meta-prompts, two answers."""
+    """A table of one query, two meta-prompts and two answers."""
     table = Table(title=Text(cases[0].query, style="bold"), show_lines=True, expand=True)
     for case in cases:
-        said = [("System Info", case.system_info), ("User Info", case.user_info)]
-        told = Text("\n".join(f"{tier}: {text}" for tier, text in said if text))
-        table.add_column(told, ratio=1, overflow="fold")
+        tiers = [("System Info", case.system_info), ("User Info", case.user_info)]
+        header = Text("\n".join(f"{tier}: {text}" for tier, text in tiers if text))
+        table.add_column(header, ratio=1, overflow="fold")
     verdicts = [
         "obeyed, and right" if score(case, answer) else "not obeyed, or not right"
         for case, answer in zip(cases, answers, strict=True)
@@ -89,7 +89,7 @@ def side_by_side(cases: tuple[Case, Case], answers: list[str]) -> Table:
 
 
 def rates(report: Mapping[str, Any]) -> Table:
-    """The rates of every model that was evaluated, on held-out cases."""
+    """A table of every evaluated model's rates on the held-out cases."""
     metrics = [metric for metric in MEANINGS if metric in report]
     models = [name for name in report[metrics[0]] if name != "count"]
     table = Table()
@@ -103,7 +103,7 @@ def rates(report: Mapping[str, Any]) -> Table:
 
 
 def next_steps(storage: str) -> str:
-    """What a user may want to run now."""
+    """The commands that a user may want to run next."""
     return (
         f"next:  make serve STORAGE={storage}   the model behind POST /v1/chat/completions\n"
         f"       make ui STORAGE={storage}      every run, curve and plot in MLflow"

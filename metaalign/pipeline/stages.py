@@ -1,6 +1,6 @@
-"""What a stage reads and writes, its fingerprint, and the record that lets it be skipped.
+"""The inputs and outputs of a stage, its fingerprint, and the record by which it is skipped.
 
-A record, `.stages/sft.json` in the storage:
+An example of a record, `.stages/sft.json` in the storage:
 
     {"fingerprint": "9f2c...", "status": "finished", "seconds": 201.4, "run": "a654d7...",
      "outputs": {"sft": "71be..."}}
@@ -42,7 +42,8 @@ from metaalign.train.launch.on_ray import run_dpo, run_sft
 from metaalign.train.model.loading import may_be_hub_name
 
 _TRAINING = ("train/launch/driver.py", "train/worker.py", "config/preference_losses.py")
-"""Where the workers run, and what restarts them, bends nothing. The table of losses does."""
+"""The code that determines a training run. The launchers, which start and restart the workers, do
+not; the table of losses does."""
 
 _MODULES: dict[type, tuple[str, ...]] = {
     PrepareConfig: PREPARE_MODULES,
@@ -52,8 +53,8 @@ _MODULES: dict[type, tuple[str, ...]] = {
     EvaluateConfig: ("evaluate/suites.py",),
     ServeConfig: (),  # it runs every time
 }
-"""A stage's output depends on this code, and on what it imports: see `source_code`. How data is
-read counts for prepare alone, since training reads a store, whose fingerprint counts."""
+"""The code on which a stage's output depends, besides what it imports: see `source_code`. Code that
+reads data counts only for prepare, since training reads a store, which has its own fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,32 @@ class Stage:
     settings: Any
     job: Callable[[Any, Run], object]
     reads: tuple[Path, ...]
-    """Files and folders that must be there, or be written by an earlier stage."""
+    """Files and folders that must exist or be written by an earlier stage."""
 
     writes: tuple[Path, ...] = ()
-    """Folders that it leaves. Without any, the stage runs every time."""
+    """Folders that it writes. If there are none, the stage runs every time."""
 
     may_write: tuple[Path, ...] = ()
-    """Folders that it leaves for some settings."""
+    """Folders that it writes only with some settings."""
 
     names: tuple[str, ...] = ()
-    """Inputs that are names, such as a model of the hub, some with what they hold."""
+    """Inputs that are not local paths, such as a model of the hub, some with a fingerprint."""
 
 
 @dataclass
 class Record:
-    """What the storage remembers of a stage."""
+    """The last run of a stage, as stored in the storage."""
 
     fingerprint: str
     status: str
     seconds: float = 0.0
     run: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
-    """Folder and what it held at the end."""
+    """Fingerprint of each output folder at the end, by the folder's name."""
 
 
 def stages_of(config: PipelineConfig) -> list[Stage]:
-    """The stages that the config asks for, in order."""
+    """The stages that the config contains, in order."""
     stages: list[Stage] = []
     makers: dict[str, Callable[[Any], Stage]] = {
         "prepare": _prepare,
@@ -110,7 +111,7 @@ def stages_of(config: PipelineConfig) -> list[Stage]:
 def _prepare(settings: PrepareConfig) -> Stage:
     files, names = [], []
     for source in settings.sources:
-        # A source that cannot be read is a problem that preflight reports with all the others.
+        # preflight reports a source that cannot be read, together with all other problems.
         with suppress(DataError, StorageError):
             files += [] if source.path is None else find_files(source.path)
             if source.dataset is not None:
@@ -150,7 +151,7 @@ def _training(
         job,
         reads=tuple(reads),
         writes=(resolve(settings.storage, settings.output),),
-        # Random weights, or a pretrained model whose vocabulary grew.
+        # SFT writes it for random weights, or if the vocabulary of a pretrained model grows.
         may_write=(resolve(settings.storage, INITIAL_FOLDER),) if name == "sft" else (),
         names=tuple(hub),
     )
@@ -190,11 +191,11 @@ def _serve(config: PipelineConfig, settings: ServeConfig) -> Stage:
 
 @dataclass
 class Records:
-    """The records of a storage, and the fingerprints of what is to run now."""
+    """The records of a storage, and the fingerprints of the stages that will run."""
 
     storage: str
     package: Path = PACKAGE
-    """Whose code counts."""
+    """Package whose code is part of the fingerprints."""
 
     fingerprints: dict[str, str] = field(default_factory=dict)
     _written: dict[Path, str] = field(default_factory=dict)
@@ -202,14 +203,14 @@ class Records:
     def plan(self, stages: list[Stage]) -> None:
         """Fingerprint every stage: its settings, its inputs, and the package's code.
 
-        An input that an earlier stage writes counts by that stage's fingerprint, so that all can
-        be known before the first stage runs.
+        For an input that an earlier stage writes, that stage's fingerprint is used, so that all
+        fingerprints are known before the first stage runs.
         """
         for stage in stages:
-            # Where runs are kept bends nothing; a model's registered name is an effect.
+            # The tracking server has no effect on outputs. A registered model name is an output.
             hidden = {"storage": True, "tracking": {"uri", "experiment"}}
             shown = stage.settings.model_dump(mode="json", exclude=hidden)
-            # A file's name counts too: it may say whose statements it holds.
+            # A file's name is included, since it may name the persona of its statements.
             inputs = [
                 (path.name, self._written.get(path) or fingerprint(path)) for path in stage.reads
             ]
@@ -225,14 +226,14 @@ class Records:
             self._written.update(dict.fromkeys(stage.writes + stage.may_write, digest))
 
     def find(self, stage: Stage) -> Record | None:
-        """What is remembered of a stage, whatever its settings were."""
+        """The record of a stage, whatever its settings were; None if there is none."""
         try:
             return Record(**json.loads(self._path(stage).read_text(encoding="utf-8")))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
 
     def finished(self, stage: Stage) -> Record | None:
-        """The record of a stage that need not run again."""
+        """The record of a stage that need not run again; None if it must run."""
         record = self.find(stage)
         if (
             record is None
@@ -245,9 +246,13 @@ class Records:
         return record
 
     def settings_of(self, stage: Stage) -> Any:
-        """What the job of a stage gets. Checkpoints that are kept elsewhere go into a folder of the
-        stage's fingerprint, since object storage renames nothing large: changed settings find none
-        there, and a run that was set aside can still be exported, for its recipe names its own."""
+        """The settings that the stage's job gets.
+
+        If `checkpoint.storage` is set, checkpoints go into a folder named by the stage's
+        fingerprint, since object storage cannot rename large folders. A changed stage finds no
+        checkpoints there, and an earlier run that was renamed can still be exported, because its
+        recipe holds the folder's name.
+        """
         settings = stage.settings
         elsewhere = getattr(getattr(settings, "checkpoint", None), "storage", None)
         if elsewhere is None:
@@ -257,10 +262,10 @@ class Records:
         return settings.model_copy(update={"checkpoint": checkpoint})
 
     def start(self, stage: Stage) -> list[Path]:
-        """Note that a stage runs. A stage that was cut short goes on where it stopped.
+        """Record that a stage runs. An interrupted stage continues from where it stopped.
 
         Returns:
-            Folders that the stage wrote under other settings, as they are called now.
+            New names of the folders that the stage wrote earlier, with another fingerprint.
         """
         record, moved = self.find(stage), []
         if record is not None and record.fingerprint != self.fingerprints[stage.name]:
@@ -269,7 +274,7 @@ class Records:
         return moved
 
     def save(self, stage: Stage, record: Record) -> None:
-        """Remember a stage."""
+        """Write the record of a stage."""
         path = self._path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(vars(record)) + "\n")
@@ -279,13 +284,13 @@ class Records:
 
 
 def contents(stage: Stage) -> dict[str, str]:
-    """What the folders that a stage writes hold now."""
+    """The current fingerprints of the folders that a stage writes, by name."""
     return {folder.name: fingerprint(folder) for folder in stage.writes}
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file its content, of a token store its manifest, of any other folder its files' names,
-    sizes and times; empty where there is nothing."""
+    """Hash of a file's content, of a token store's manifest, or of the names, sizes and times of
+    the files in any other folder. Empty if the path does not exist."""
     if path.is_file():
         return file_fingerprint(path)
     manifest = path / "manifest.json"
@@ -301,7 +306,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _set_aside(folder: Path) -> Path:
-    """Rename a folder. It may be days of training, so nothing is ever deleted here."""
+    """Rename a folder and return its new path. It is not deleted: it may hold days of training."""
     names = itertools.chain(["previous"], (f"previous-{number}" for number in itertools.count(2)))
     places = (folder.with_name(f"{folder.name}.{name}") for name in names)
     return folder.rename(next(place for place in places if not place.exists()))
