@@ -73,7 +73,7 @@ def test_preflight_reports_every_problem_at_once(tmp_path: Path) -> None:
     for problem in (
         "prepare: sources: '/nowhere/*.jsonl' matches no file",
         "sft: model.architecture.model_type 'lama' is none of transformers' (did you mean llama",
-        "sft: workers.num_workers 64 at workers.cpus_per_worker 1 is 64 CPUs",
+        "sft: workers.num_workers 64 at workers.cpus_per_worker 1 takes 64 CPUs",
         f"dpo: it reads '{tmp_path}/stroe', which does not exist",
         f"dpo: it reads '{tmp_path}/sft_modle', which does not exist",
         "serve: port",
