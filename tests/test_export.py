@@ -142,7 +142,7 @@ def test_a_run_that_cannot_be_exported_is_named(
     with pytest.raises(CheckpointError, match=r"sft: the run's folder does not exist.*set `run`"):
         run_export(config)
     (tmp_path / "sft").mkdir()
-    with pytest.raises(CheckpointError, match="is of no training run"):
+    with pytest.raises(CheckpointError, match="holds no training run"):
         run_export(config)
     task = tiny_task(tmp_path, make_store)
     begin_run(task)

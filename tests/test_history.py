@@ -68,7 +68,7 @@ def delete_file(folder: Path) -> str:
 def flip_marker(folder: Path) -> str:
     marker = folder / MARKER
     marker.write_text(marker.read_text().replace('"step": 6', '"step": 7'))
-    return f"{marker}: damaged: its checksum is another"
+    return f"{marker}: damaged: its checksum does not match"
 
 
 def cut_marker(folder: Path) -> str:

@@ -88,7 +88,9 @@ def test_drivers_that_make_one_model_at_once_do_not_disturb_each_other(
 def test_a_folder_in_the_links_place_is_left_alone(store: TokenStore, tmp_path: Path) -> None:
     (tmp_path / "initial").mkdir()
     (tmp_path / "initial" / "mine").touch()
-    with pytest.raises(ModelError, match=r"initial: a folder is where a link.* belongs; rename"):
+    with pytest.raises(
+        ModelError, match=r"initial is a folder, and .* must put a link.* there; rename"
+    ):
         initial(RANDOM, store.template, tmp_path)
     assert (tmp_path / "initial" / "mine").is_file()
 

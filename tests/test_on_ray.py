@@ -58,7 +58,7 @@ def storage(
             PlanError,
             "no example of split 'train' is left",
         ),
-        ({"workers": {"num_workers": 64}}, ConfigError, "is 64 CPUs, and the cluster has 2"),
+        ({"workers": {"num_workers": 64}}, ConfigError, "takes 64 CPUs, and the cluster has 2"),
         (
             {"model": {"architecture": ARCHITECTURE, "attention": "flex_attention"}},
             ConfigError,

@@ -1,13 +1,13 @@
-"""The export job: a run's checkpoint -> a Hugging Face folder.
+"""The export job, which writes a run's checkpoint as a Hugging Face folder.
 
     model/
       config.json, model.safetensors, generation_config.json
       tokenizer.json, tokenizer_config.json
       template.json     the template's fingerprint and golden renderings
-      recipe.json       the run's job and settings, and the model that it started from
-      README.md         the model card, with the run's numbers
+      recipe.json       the run's job and settings, and its initial model
+      README.md         the model card, with the run's metrics
 
-Knows no Ray.
+Does not import Ray.
 """
 
 import json
@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_export(config: ExportConfig, run: Run | None = None) -> Path:
-    """Write the folder in one piece, and register it where the settings name a model.
+    """Write the folder, whole or not at all, and register it if `tracking.registered_model` is set.
 
     Raises:
-        CheckpointError: there is no such run or checkpoint, it is damaged, or `output` names a
-            folder that holds something else.
+        CheckpointError: the run or checkpoint does not exist or is damaged, or `output` is a folder
+            that export did not write.
         TemplateError: the run's tokenizer was changed.
-        ModelError: the model that adapters were trained on was replaced.
+        ModelError: the initial model of the adapters was replaced.
     """
     source = resolve(config.storage, config.run)
     target = resolve(config.storage, config.output)
@@ -80,12 +80,12 @@ def run_export(config: ExportConfig, run: Run | None = None) -> Path:
 
 
 def _check_target(source: Path, target: Path) -> None:
-    """Replace nothing but what an export wrote."""
+    """Check that `target` does not exist or holds an exported model, since it is replaced."""
     exported = all((target / name).is_file() for name in (TEMPLATE_FILE, CARD_FILE))
     if target == source or (target.exists() and not exported):
         raise CheckpointError(
-            f"{target}: `output` names a folder that holds no exported model, and it would be "
-            "replaced; give another"
+            f"{target}: `output` names a folder that holds no exported model, and export would "
+            "replace it; give another"
         )
 
 
@@ -114,13 +114,13 @@ def _write_weights(folder: Path, source: Path, checkpoint: Folder, recipe: dict[
 
 
 def _keep_recipe(recipe: dict[str, Any], checkpoint: Folder, folder: Path) -> None:
-    """Tell in the exported folder what the model was trained from: its reference."""
+    """Write the recipe into the exported folder, with the fingerprint of the initial model."""
     kept = {**recipe, "initial_weights": read_manifest(checkpoint)["identity"]["model"]}
     (folder / RECIPE_FILE).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _numbers(source: Path, checkpoint: Folder) -> dict[str, Any]:
-    """What is known of a checkpoint: the run's result where it is the last one."""
+    """Metrics of a checkpoint: the run's result if it is the last one, else its step and metric."""
     manifest = read_manifest(checkpoint)
     result = read_result(source) or {}
     if result.get("steps") == manifest["step"]:
@@ -133,7 +133,7 @@ def _numbers(source: Path, checkpoint: Folder) -> dict[str, Any]:
 
 
 def _card(name: str, recipe: dict[str, Any], result: dict[str, Any]) -> str:
-    """The model card: what it is, how it was trained, what was measured."""
+    """The model card: description, metrics and settings."""
     held_out = result.get("held_out") or {}
     rows = [
         (metric, held_out["before"].get(metric), value)

@@ -1,7 +1,6 @@
-"""What every worker of a training job does, from its engine to its result. Knows no Ray.
+"""The training run on each worker, from the engine to the result. Does not import Ray.
 
-The same code runs in Ray Train's workers, under torchrun and in a single process:
-a tracker is all that the launcher brings.
+The same code runs in Ray Train's workers, under torchrun and in a single process.
 """
 
 import logging
@@ -48,14 +47,14 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Takes the curves. Worker 0 alone may have one."""
+    """Logs metrics by step. Only worker 0 may have one."""
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each named curve."""
+        """Log the values of a step."""
         ...
 
     def flush(self) -> None:
-        """Write what has been collected."""
+        """Write all values logged so far."""
         ...
 
 
@@ -78,9 +77,10 @@ class TrainingRun:
         """Open the store and plan every step.
 
         Args:
-            engine: Over the policy, at its start.
-            leaving: Whether a node is about to be taken away; see `Notices`.
-            open_reference: Opens an engine over a further reference: a task's initial model.
+            engine: Holds the policy with its initial weights.
+            leaving: Returns whether a node is about to be preempted; see `Notices`.
+            open_reference: Opens an engine over a further reference, the initial model of the task
+                that it gets.
         """
         self.task = task
         self.engine = engine
@@ -112,9 +112,11 @@ class TrainingRun:
         self._held: HeldOut | None = None
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step; the result, which worker 0 also writes to the run's folder.
+        """Train to the last step.
 
-        Where the run was told to stop before that, the number of steps taken, as `stopped`.
+        Returns:
+            The result, which worker 0 also writes to the run's folder. If the run is stopped before
+            its end, `{"stopped": steps taken}`.
 
         Raises:
             TrainingError: the folder holds another run, another job took it over, or the loss is
@@ -123,7 +125,7 @@ class TrainingRun:
             StorageError: a checkpoint could not be written.
         """
         plan = self.materials.plan
-        # The reference is the model at its start, so it passes before a checkpoint is loaded.
+        # The reference is the initial model, so its pass runs before a checkpoint is loaded.
         sweep_loss = self._losses.of(plan.sweep(EXAMPLES_PER_SWEEP_STEP))
         self._held = self._held_out()
         self._resume()
@@ -141,8 +143,8 @@ class TrainingRun:
         return result
 
     def _train(self, sweep_loss: SweepLoss) -> None:
-        """Take the steps that are left; none where the run had ended early."""
-        if self._tired():
+        """Take the remaining steps; none if the run has already ended early."""
+        if self._patience_exhausted():
             return
         try:
             train(
@@ -156,7 +158,7 @@ class TrainingRun:
             )
         except TrainingError as error:
             if error.on_every_worker:
-                self._saver.wait()  # the checkpoint before it is worth its last bytes
+                self._saver.wait()  # so that the checkpoint before the error is complete
             raise
 
     def _held_out(self) -> HeldOut | None:
@@ -170,20 +172,20 @@ class TrainingRun:
         return HeldOut(self.engine, sweep_loss)
 
     def _after_step(self, step: int, metrics: Metrics) -> bool:
-        """Log; measure and save what is due. Whether this was the last step."""
+        """Log the step, and measure and save if due. Returns whether to stop."""
         config = self.task.config
         self._log(step, metrics)
         last = step == self.materials.plan.num_steps
         better = bool(self._held) and (last or _due(step, config.held_out.every_steps))
         better = better and self._judge(step)
         urgent = self._notices.urgent(step)
-        stop = last or self._tired() or self._notices.stopped
+        stop = last or self._patience_exhausted() or self._notices.stopped
         if stop or better or urgent or _due(step, config.checkpoint.every_steps):
             self._save(step)
         return stop
 
     def _judge(self, step: int) -> bool:
-        """Measure; whether it is the best so far, by the metric that decides."""
+        """Measure, and return whether the best metric improved."""
         assert self._held is not None
         metrics = self._measure(self._held)
         metric = self.task.config.held_out.best_metric
@@ -194,12 +196,12 @@ class TrainingRun:
         self._progress["best"] = best.to_plain()
         return best.step == step
 
-    def _tired(self) -> bool:
+    def _patience_exhausted(self) -> bool:
         best = Best.from_plain(self._progress["best"])
         return best is not None and best.patience_exhausted(self.task.config.held_out.patience)
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole; without one, from the start."""
+        """Continue from the newest undamaged checkpoint. Without one, start at step 0."""
         folder = agree_on_checkpoint(self.engine, self._checkpoints)
         if folder is None:
             return
@@ -210,7 +212,7 @@ class TrainingRun:
         self._step = manifest["step"]
         best = self._progress["best"]
         if best is not None and best["step"] not in kept:
-            # A best that nobody could export would be defended against all that follow.
+            # Later checkpoints would have to beat one that can no longer be exported.
             logger.warning("the best checkpoint, of step %d, is gone", best["step"])
             self._progress["best"] = None
 
@@ -230,13 +232,14 @@ class TrainingRun:
             self._tracker.log_metrics(values, step)
 
     def _save(self, step: int) -> None:
-        # A resume takes no step again that lies before the checkpoint: its points must be out.
+        # A resumed run does not repeat the steps before the checkpoint, so their metrics must be
+        # written now.
         if self._tracker:
             self._tracker.flush()
         self._saver.save(step, self._progress)
 
     def _measure(self, held: HeldOut) -> Metrics:
-        """The held-out metrics now, which are tracked once a step."""
+        """The held-out metrics of the current step, tracked once per step."""
         known = held.has_measured(self._step)
         metrics = held.metrics(self._step)
         if self.engine.rank == 0 and not known:
@@ -270,7 +273,7 @@ class TrainingRun:
         }
 
     def _ended(self) -> str:
-        """Why the run took no more steps."""
+        """Why the run ended."""
         best = self._progress["best"]
         if self._step == self.materials.plan.num_steps:
             return "took every step"

@@ -1,15 +1,15 @@
-"""Checkpoints by torch.distributed.checkpoint, cut anew for any number of workers.
+"""Checkpoints by torch.distributed.checkpoint, which any number of workers can load.
 
-Every trainable parameter and optimizer state is a flat tensor, cut in equal shares over the
-workers. A checkpoint:
+Every trainable parameter and optimizer state is a flat tensor in equal shards, one per worker. A
+checkpoint:
 
     step-0000120/
       .metadata         which file holds which part of which tensor
-      __0_0.distcp      what worker 0 wrote, and so on
+      __0_0.distcp      the shards of worker 0, and so on
       COMPLETE          written last: the manifest, with size and checksum of every other file
 
-All workers write into one folder, by `saving`; `history` knows which checkpoints a run has. Knows
-no Ray.
+All workers write into one folder, with `saving`; `history` lists the checkpoints of a run. Does not
+import Ray.
 """
 
 import json
@@ -50,22 +50,24 @@ def step_folder(step: int) -> str:
 
 
 def write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:
-    """Write the marker, whole or not at all: from then on the checkpoint counts."""
+    """Write the marker, whole or not at all. The checkpoint is complete once it has the marker."""
     sealed = {"crc32": _seal(manifest), "manifest": manifest}
     write_whole(folder / MARKER, json.dumps(sealed, indent=2) + "\n")
 
 
 def load_checkpoint(engine: Engine, folder: str | Folder) -> dict[str, Any]:
-    """Put a checkpoint into the engine, whatever number of workers wrote it; the manifest, as
-    worker 0 reads it.
+    """Load a checkpoint, written by any number of workers, into the engine.
+
+    Returns:
+        The manifest, as worker 0 reads it.
 
     Raises:
-        CheckpointError: it is incomplete, or of another model or optimizer.
+        CheckpointError: it is incomplete, or belongs to another model or optimizer.
     """
     manifest = from_first(lambda: read_manifest(folder))
     shapes = {name: list(shape) for name, shape in engine.shapes().items()}
     if manifest["shapes"] != shapes or manifest["state_keys"] != list(engine.state_keys()):
-        problem = f"{folder}: the checkpoint is of another model or optimizer"
+        problem = f"{folder}: the checkpoint belongs to another model or optimizer"
         raise met_by_all(CheckpointError(problem))
     engine.prepare_state(manifest["step"])
     mesh = _mesh(engine)
@@ -85,7 +87,8 @@ def load_checkpoint(engine: Engine, folder: str | Folder) -> dict[str, Any]:
 
 
 def iterate_weights(folder: str | Folder) -> Iterator[tuple[str, Tensor]]:
-    """Every whole float32 parameter with its name, one at a time, in this process alone.
+    """Yield the name and whole float32 value of every parameter. Loads one at a time, without other
+    workers.
 
     Raises:
         CheckpointError: the marker is missing or damaged.
@@ -97,26 +100,30 @@ def iterate_weights(folder: str | Folder) -> Iterator[tuple[str, Tensor]]:
 
 
 def _load(tensors: dict[str, Any], folder: str | Folder, *, no_dist: bool) -> None:
-    """Fill the tensors, in this process alone if asked, without torch's warning about that."""
+    """Fill the tensors from a checkpoint.
+
+    Args:
+        no_dist: Load in this process alone. torch's warning about that is suppressed.
+    """
     folder = open_folder(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             load(tensors, storage_reader=Reader(folder), no_dist=no_dist)
-        except CheckpointException as error:  # which is no Exception
+        except CheckpointException as error:  # a BaseException, not an Exception
             cause = next((cause for cause, _ in error.failures.values()), error)
             kind = StorageError if isinstance(folder, Remote) else CheckpointError
-            # torch hands what one worker met to all of them.
+            # torch raises one worker's error on all of them.
             problem = kind(f"{folder}: the checkpoint cannot be read: {cause}")
             raise met_by_all(problem) from error
 
 
 def read_manifest(folder: str | Folder) -> dict[str, Any]:
-    """What the marker of a checkpoint says.
+    """The manifest in a checkpoint's marker.
 
     Raises:
-        CheckpointError: there is no marker, or it is damaged or of another format.
-        StorageError: the object storage could not be asked.
+        CheckpointError: there is no marker, or it is damaged or has another format.
+        StorageError: the object storage could not be read.
     """
     folder = open_folder(folder)
     try:
@@ -134,15 +141,15 @@ def read_manifest(folder: str | Folder) -> dict[str, Any]:
             f"expected {SCHEMA_VERSION}"
         )
     if sealed["crc32"] != _seal(manifest):
-        raise CheckpointError(f"{folder / MARKER}: damaged: its checksum is another")
+        raise CheckpointError(f"{folder / MARKER}: damaged: its checksum does not match")
     return manifest
 
 
 def find_damage(folder: str | Folder, *, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a worker's share of a checkpoint's files; None where nothing is.
+    """The first problem in a worker's share of a checkpoint's files; None if there is none.
 
     Raises:
-        StorageError: the object storage could not be asked: what it holds may well be whole.
+        StorageError: the object storage could not be read; the checkpoint may be undamaged.
     """
     folder = open_folder(folder)
     try:
@@ -176,10 +183,10 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 def check_identity(
     manifest: Mapping[str, Any], identity: Mapping[str, Any], folder: Folder
 ) -> None:
-    """Refuse to resume another run.
+    """Check that a checkpoint belongs to a run with this identity.
 
     Raises:
-        TrainingError: names every key that changed, with both values.
+        TrainingError: it does not. The message names every key that changed, with both values.
     """
     old = manifest["identity"]
     changed = [key for key in {**old, **identity} if old.get(key) != identity.get(key)]
@@ -199,7 +206,7 @@ def _mesh(engine: Engine) -> DeviceMesh | None:
 
 
 def as_global(shard: Tensor, numel: int, mesh: DeviceMesh | None) -> Tensor:
-    """A worker's shard as its part of one flat tensor of all workers."""
+    """One flat tensor over all workers, of which this worker holds `shard`."""
     if mesh is None:
         return shard
     return DTensor.from_local(
@@ -208,7 +215,7 @@ def as_global(shard: Tensor, numel: int, mesh: DeviceMesh | None) -> Tensor:
 
 
 def entry(name: str, key: str | None) -> str:
-    """Under what a checkpoint keeps a parameter, or its optimizer state `key`."""
+    """Name in a checkpoint of a parameter, or of its optimizer state `key`."""
     return f"{key or 'parameter'}/{name}"
 
 

@@ -1,13 +1,14 @@
-"""Which checkpoints a run has: the newest, the newest that is whole, those to keep.
+"""The checkpoints of a run: lists, checks, chooses and deletes them.
 
     RUN/
       step-0000100/             complete: it has its marker
       step-0000120/
-      damaged-step-0000140/     complete, but a file was not what had been written; the last such
-      step-0000160/             no marker: being written, or cut off
+      damaged-step-0000140/     complete, but a file has changed since; only the last is kept
+      step-0000160/             no marker: it is being written, or its writing was interrupted
 
-Elsewhere, `checkpoint.storage` holds the same beside RUN, which says whose they are. In object
-storage a damaged one keeps its name: its marker is called DAMAGED. Knows no Ray.
+`checkpoint.storage` holds the same folders, and the file RUN with the path of the run's folder. In
+object storage a damaged checkpoint keeps its name, and its marker is renamed to DAMAGED. Does not
+import Ray.
 """
 
 import logging
@@ -34,7 +35,7 @@ from metaalign.train.engines.agreement import from_first, met_by_all, together
 from metaalign.train.engines.interface import Engine
 
 DAMAGED = "DAMAGED"
-"""What the marker of a damaged checkpoint in object storage is renamed to."""
+"""New name of the marker of a damaged checkpoint in object storage."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def saved_steps(checkpoints: str | Folder) -> list[int]:
     """Steps of the checkpoints that have their marker, newest first.
 
     Raises:
-        OSError: the storage could not be asked.
+        OSError: the storage could not be read.
     """
     checkpoints = open_folder(checkpoints)
     names = [name for name in child_names(checkpoints) if name.startswith("step-")]
@@ -52,9 +53,9 @@ def saved_steps(checkpoints: str | Folder) -> list[int]:
 
 
 def newest_checkpoint(checkpoints: str | Folder) -> Folder | None:
-    """The newest checkpoint whose marker can be read; None where there is none.
+    """The newest checkpoint with a readable marker; None if there is none.
 
-    Its files are not read: this is quick, and no promise.
+    Quick, since it does not read the other files: they may be damaged.
     """
     for step in saved_steps(checkpoints):
         folder = open_folder(checkpoints) / step_folder(step)
@@ -67,7 +68,7 @@ def newest_checkpoint(checkpoints: str | Folder) -> Folder | None:
 
 
 def newest_whole(checkpoints: str | Folder) -> Folder | None:
-    """The newest checkpoint whose every file is what was written; warns of those after it.
+    """The newest undamaged checkpoint; None if there is none. Logs a warning for each newer one.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
@@ -86,9 +87,9 @@ def newest_whole(checkpoints: str | Folder) -> Folder | None:
 
 
 def agree_on_checkpoint(engine: Engine, checkpoints: str | Folder) -> Folder | None:
-    """As `newest_whole`, every worker reading a share of the files. Every worker calls it.
+    """Like `newest_whole`, but every worker reads a share of the files. Every worker must call it.
 
-    Damaged checkpoints that are newer are set aside.
+    Renames newer, damaged checkpoints.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
@@ -110,15 +111,17 @@ def agree_on_checkpoint(engine: Engine, checkpoints: str | Folder) -> Folder | N
 
 
 def choose_checkpoint(checkpoints: str | Folder, wanted: str | int | None) -> Folder | None:
-    """A checkpoint to export, every file of which was read; None where there is none.
+    """The checkpoint to export, with all files checked; None if there is no checkpoint.
+
+    A damaged newest checkpoint is replaced by the one before it. A missing or damaged best one is
+    replaced by the newest if `wanted` is None.
 
     Args:
-        wanted: "newest", "best" or a number of steps. None is the best where the run kept one,
-            else the newest.
+        wanted: "newest", "best" or a number of steps. None is the best if the run kept one,
+            otherwise the newest.
 
     Raises:
-        CheckpointError: it is not there, or damaged; the newest gives way to the one before it,
-            and the best to the newest where None asked for it.
+        CheckpointError: the checkpoint does not exist or is damaged.
     """
     newest = newest_whole(checkpoints)
     if newest is None or wanted == "newest":
@@ -142,7 +145,7 @@ def choose_checkpoint(checkpoints: str | Folder, wanted: str | int | None) -> Fo
 
 
 def _find_problem(checkpoints: Folder, step: int) -> str | None:
-    """Why the checkpoint of so many steps cannot be used; None where it can."""
+    """Why the checkpoint of this step cannot be used; None if it can."""
     steps = saved_steps(checkpoints)
     if step in steps:
         return find_damage(checkpoints / step_folder(step))
@@ -151,17 +154,17 @@ def _find_problem(checkpoints: Folder, step: int) -> str | None:
 
 
 def best_step(folder: Folder) -> int | None:
-    """Steps of the best checkpoint, by what one of the run's checkpoints knows."""
+    """Step of the best checkpoint, as recorded in this one; None if there is none."""
     best = read_manifest(folder)["progress"].get("best")
     return None if best is None else best["step"]
 
 
 def keep_checkpoints(checkpoints: str | Folder, newest: int, best: int | None = None) -> None:
-    """Delete all complete checkpoints but the newest and the best, and what is incomplete.
+    """Delete all checkpoints older than the newest one, except those to keep.
 
     Args:
-        newest: How many of the newest are kept.
-        best: Steps of the best. It may be one of the newest.
+        newest: Number of complete checkpoints to keep.
+        best: Step of the best checkpoint, which is kept too. It may be one of the newest.
     """
     checkpoints = open_folder(checkpoints)
     steps = saved_steps(checkpoints)
@@ -173,7 +176,7 @@ def keep_checkpoints(checkpoints: str | Folder, newest: int, best: int | None = 
 
 def _delete(folder: Folder) -> None:
     try:
-        # The marker goes first: what is left of a deletion that is cut off does not count.
+        # The marker is deleted first: an interrupted deletion must leave no complete checkpoint.
         delete_file(folder / MARKER)
         delete_folder(folder)
     except OSError as error:
@@ -181,10 +184,11 @@ def _delete(folder: Folder) -> None:
 
 
 def _set_aside(checkpoints: Folder, folders: list[Folder]) -> None:
-    """Keep the newest of the damaged, since it may tell what happened, where no resume looks."""
+    """Rename damaged checkpoints so that no resume finds them. Keeps the newest, to find the cause,
+    and deletes the others."""
     for folder in folders:
         if isinstance(folder, Remote):
-            # Nothing large can be renamed there. It is overwritten once its step comes again.
+            # Large folders cannot be renamed there. Training overwrites it at the same step.
             move_file(folder / MARKER, DAMAGED)
             logger.warning("%s is set aside: its %s is now %s", folder, MARKER, DAMAGED)
             continue
@@ -192,7 +196,7 @@ def _set_aside(checkpoints: Folder, folders: list[Folder]) -> None:
         delete_folder(target)
         folder.rename(target)
         logger.warning("%s is set aside as %s", folder, target.name)
-    # Each takes as much room as a checkpoint.
+    # Each takes as much space as a checkpoint.
     aside = [name for name in child_names(checkpoints) if name.startswith("damaged-step-")]
     for older in aside[:-1]:
         _delete(checkpoints / older)

@@ -1,7 +1,7 @@
-"""What a run is told from outside while it trains: to stop, that a node will go, or that another
-job took over. Knows no Ray.
+"""Signals to a run while it trains: a request to stop, a node that will be preempted, or a takeover
+by another job. Does not import Ray.
 
-A stop and an owner are files in the run's folder, so that a driver reaches workers on every node.
+Stop requests and owners are files in the run's folder, so that they reach workers on every node.
 """
 
 import uuid
@@ -15,18 +15,22 @@ from metaalign.folders import Remote, open_folder, read_text, size_of, write_who
 from metaalign.train.engines.interface import Engine
 
 STOP_FILE = "STOP"
-"""In the run's folder: the driver was told to end."""
+"""File in the run's folder that requests a stop. The driver writes it."""
 
 OWNER_FILE = "OWNER"
-"""In the run's folder: a name that the job drew which may write there."""
+"""File in the run's folder with the random name of the job that may write there."""
 
 RUN_FILE = "RUN"
-"""Where a run's checkpoints are kept, if that is elsewhere: the path of its folder."""
+"""File beside checkpoints outside the run's folder, with the path of the run's folder."""
 
 
 def take_over(run_folder: str | Path) -> str:
-    """Own the run's folder, under the name that is returned: a job that works there yet ends before
-    its next checkpoint."""
+    """Make this job the owner of the run's folder. A job that still works there ends before its
+    next checkpoint.
+
+    Returns:
+        The name under which the job owns it.
+    """
     path = Path(run_folder) / OWNER_FILE
     name = uuid.uuid4().hex
     write_whole(path, name)
@@ -34,10 +38,10 @@ def take_over(run_folder: str | Path) -> str:
 
 
 def claim(checkpoints: str, run_folder: str | Path) -> None:
-    """Note whose checkpoints are kept in a folder beside the run's, before the first is written.
+    """Record the run's folder in its checkpoint folder, before the first checkpoint is written.
 
     Raises:
-        TrainingError: they are those of a run in another folder, or the folder is one itself.
+        TrainingError: the folder holds another run's checkpoints, or is itself a run's folder.
         StorageError: it cannot be read or written.
     """
     folder = open_folder(checkpoints)
@@ -60,13 +64,13 @@ def claim(checkpoints: str, run_folder: str | Path) -> None:
     if held != str(run_folder):
         raise TrainingError(
             f"{checkpoints}: checkpoint.storage holds the run of {held}; give this one another "
-            f"`output` or checkpoint.storage, or delete {file} where that folder was moved to "
+            f"`output` or checkpoint.storage, or delete {file} if that folder was moved to "
             f"{run_folder}"
         )
 
 
 def _read_owner(run_folder: str | Path) -> str | None:
-    """The name of the job that owns the run's folder; None where no job took it."""
+    """The name of the job that owns the run's folder; None if no job does."""
     try:
         return (Path(run_folder) / OWNER_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -74,10 +78,10 @@ def _read_owner(run_folder: str | Path) -> str | None:
 
 
 def check_owner(run_folder: str | Path, owner: str | None) -> None:
-    """Whether the folder is still the job's that owned it under this name.
+    """Check that the job still owns the run's folder under this name.
 
     Args:
-        owner: None where no job took the folder, as in a run without a driver.
+        owner: None if no job owns the folder, as in a run without a driver.
 
     Raises:
         TrainingError: another job took it over.
@@ -90,7 +94,7 @@ def check_owner(run_folder: str | Path, owner: str | None) -> None:
 
 
 class Notices:
-    """What has been told, alike on all workers. Every worker asks after every step."""
+    """Reads the signals, with the same result on all workers. All must call it after every step."""
 
     def __init__(
         self,
@@ -100,27 +104,28 @@ class Notices:
         every_steps: int,
         leaving: Callable[[], bool] | None,
     ) -> None:
-        """Ask nobody yet.
+        """Read no signal yet.
 
         Args:
-            every_steps: Steps between two questions to `leaving`.
-            leaving: Whether a node of the run is about to be taken away. It may be a barrier.
+            every_steps: Number of steps between two calls of `leaving`.
+            leaving: Returns whether a node of the run is about to be preempted. It may be a
+                barrier.
         """
         self._engine = engine
         self._file = Path(run_folder) / STOP_FILE
         self._every_steps = every_steps
         self._leaving = leaving
         self.stopped = False
-        """Whether the run was told to stop."""
+        """Whether a stop has been requested."""
 
     def urgent(self, step: int) -> bool:
-        """Whether a checkpoint is due now: the run is to stop, or a node will go.
+        """Whether to save a checkpoint now, because of a stop request or a node's preemption.
 
-        A leaving node is reported once: training goes on until it is gone.
+        A preemption is reported once; training continues until the node is gone.
         """
         flag = float(self._engine.rank == 0 and self._file.exists())
-        told = torch.tensor(flag, dtype=torch.float64, device=self._engine.device)
-        self.stopped = float(self._engine.sum(told)) > 0
+        requested = torch.tensor(flag, dtype=torch.float64, device=self._engine.device)
+        self.stopped = float(self._engine.sum(requested)) > 0
         if self._leaving is None or step % self._every_steps or not self._leaving():
             return self.stopped
         self._leaving = None

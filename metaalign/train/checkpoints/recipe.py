@@ -1,13 +1,12 @@
-"""What a run keeps beside its checkpoints, so that a checkpoint can become a model.
+"""The recipe of a run, which export needs besides a checkpoint.
 
     RUN/
       recipe.json   {"job": "dpo", "dtype": "bfloat16", "initial": "/mnt/runs/initial-3f2a",
                      "train_vocabulary": false, "config": {...}}
-      model/        config and tokenizer of what is trained
+      model/        config and tokenizer of the trained model
 
-Both are written before the first step. An exported folder holds recipe.json too, with
-`initial_weights`, the fingerprint of the model that the run started from. Knows no engine and no
-Ray.
+Both are written before the first step. An exported folder also has a recipe.json, with
+`initial_weights`, the fingerprint of the run's initial model. Imports neither an engine nor Ray.
 """
 
 import json
@@ -24,7 +23,7 @@ MODEL_FOLDER = "model"
 
 
 def write_recipe(folder: Path, *, initial: str, template: Template, recipe: dict[str, Any]) -> None:
-    """Keep in the run's folder what the model is, apart from its weights."""
+    """Write the recipe and the model's config and tokenizer into the run's folder."""
     load_config_of(initial).save_pretrained(folder / MODEL_FOLDER)
     template.save(folder / MODEL_FOLDER)
     write_whole(folder / RECIPE_FILE, json.dumps(recipe, indent=2) + "\n")
@@ -39,20 +38,20 @@ def read_recipe(run_folder: Path) -> dict[str, Any]:
     try:
         return json.loads((run_folder / RECIPE_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        found = "is of no training run" if run_folder.is_dir() else "does not exist"
+        found = "holds no training run" if run_folder.is_dir() else "does not exist"
         raise CheckpointError(
             f"{run_folder}: the run's folder {found}; run the sft or dpo job first, or set `run`"
         ) from None
 
 
 def checkpoints_of(run_folder: Path, recipe: dict[str, Any]) -> str:
-    """Where the run's checkpoints are kept; the run's folder may have been moved since."""
+    """Path or URI of the folder of the run's checkpoints. The run's folder may have been moved."""
     config = recipe["config"]
     return checkpoints_place(run_folder, config["checkpoint"].get("storage"), config["output"])
 
 
 def kept_before(run_folder: Path) -> str | None:
-    """Where the checkpoints of the run that began in a folder are kept; None where none did."""
+    """`checkpoints_of` an earlier run in this folder; None if there is none."""
     if not (run_folder / RECIPE_FILE).is_file():
         return None
     return checkpoints_of(run_folder, read_recipe(run_folder))

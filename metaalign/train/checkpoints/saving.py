@@ -1,7 +1,7 @@
 """Writing checkpoints while training goes on.
 
-`save` copies the state and returns; a thread of each worker writes the copy, over a process group
-of its own, so that its talk and training's never mix. Knows no Ray.
+`save` copies the state and returns. A thread of each worker writes the copy and communicates over
+its own process group, separate from training's. Does not import Ray.
 """
 
 import copy
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Snapshot(NamedTuple):
-    """A worker's share of the state after a step, copied to the CPU: training may go on."""
+    """A worker's shards of the state after a step, copied to the CPU."""
 
     step: int
     shards: dict[str, Tensor]
@@ -58,13 +58,13 @@ class Snapshot(NamedTuple):
 
     @property
     def total_bytes(self) -> int:
-        """Of the tensors of all workers."""
+        """Size of the tensors of all workers."""
         numel = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         return 4 * numel * (1 + len(self.state_keys))
 
 
 def take_snapshot(engine: Engine, step: int, progress: Mapping[str, Any]) -> Snapshot:
-    """Every worker calls it, with the number of steps taken."""
+    """Copy this worker's shards to the CPU, after `step` steps. Every worker must call it."""
     shapes, keys = engine.shapes(), engine.state_keys()
     shards = {
         entry(name, key): engine.shard(name, key).to("cpu", copy=True)
@@ -75,7 +75,7 @@ def take_snapshot(engine: Engine, step: int, progress: Mapping[str, Any]) -> Sna
 
 
 class Saver:
-    """Saves a run's checkpoints. Every worker has one and calls it alike."""
+    """Saves a run's checkpoints. Every worker must make the same calls."""
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class Saver:
         checkpoints: str | Folder | None = None,
         owner: str | None = None,
     ) -> None:
-        """Start no thread yet.
+        """Prepare the process group. No thread starts before the first `save`.
 
         Args:
-            run_folder: On a disk that all workers see.
-            checkpoints: The folder that they are kept in. None is the run's folder.
-            owner: The name under which the job owns the run's folder; see `check_owner`.
-            identity: What a resume must not change: fingerprints, seed, batch size.
-            newest: Complete checkpoints that are kept.
+            run_folder: Folder on a disk that all workers share.
+            checkpoints: Folder of the checkpoints. None is the run's folder.
+            owner: Name under which the job owns the run's folder; see `check_owner`.
+            identity: Values that a resumed run must not change: fingerprints, seed, batch size.
+            newest: Number of complete checkpoints to keep.
         """
         self._engine = engine
         self._run_folder = run_folder
@@ -111,26 +111,27 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Copy the state after this many steps, and write it while training goes on.
+        """Copy the state after `step` steps, and write it while training continues.
 
-        Waits for the checkpoint before it.
+        Waits for the previous checkpoint.
 
         Args:
-            progress: What a resume goes on from, beside the tensors.
+            progress: Further values that a resumed run needs, besides the tensors.
 
         Raises:
-            StorageError: as `wait`, for the checkpoint before it.
+            StorageError: the previous checkpoint could not be written.
+            TrainingError: another job took over the run's folder.
         """
         self.wait()
         snapshot = take_snapshot(self._engine, step, progress)
         self._pending = self._pool.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Return when the last checkpoint is complete.
+        """Wait until the last checkpoint is complete.
 
         Raises:
-            StorageError: it could not be written, on whichever worker; raised on all of them.
-            TrainingError: another job took over the run's folder; likewise.
+            StorageError: some worker could not write it. Raised on all workers.
+            TrainingError: another job took over the run's folder. Raised on all workers.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -151,18 +152,18 @@ class Saver:
     def _tidy(self, best: Mapping[str, Any] | None) -> None:
         try:
             keep_checkpoints(self._checkpoints, self._newest, best["step"] if best else None)
-        except OSError as error:  # no reason to end a run whose checkpoint is complete
+        except OSError as error:  # the new checkpoint is complete, so the run continues
             logger.warning("older checkpoints are not deleted for now: %s", error)
 
     def _make_room(self, folder: Folder, needed_bytes: int) -> None:
-        """Clear what an interrupted attempt or a damaged checkpoint left; is there space?"""
+        """Empty the folder of an interrupted or damaged checkpoint, and check for free space."""
         check_owner(self._run_folder, self._owner)
         make_folder(folder)
         if free_bytes(folder) < needed_bytes:
             raise OSError("no space left on the device")
 
     def _write_tensors(self, folder: Folder, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
-        """Size and checksum of what this worker wrote, by the file's name."""
+        """Write this worker's shards. Returns size and checksum of each file, by name."""
         writer = Writer(folder)
         tensors = {
             entry(name, key): as_global(
@@ -179,7 +180,7 @@ class Saver:
                 no_dist=self._group is None,
             )
         except CheckpointException as error:
-            # Every worker meets it, whichever could not write.
+            # torch raises it on every worker, even if only one could not write.
             causes = [cause for cause, _ in error.failures.values()]
             if not all(isinstance(cause, OSError) for cause in causes):
                 raise
@@ -201,10 +202,10 @@ class Saver:
         write_manifest(folder, manifest)
 
     def _storage_error(self, folder: Folder, snapshot: Snapshot, error: OSError) -> StorageError:
-        # Once all have met the error.
+        # Every worker has raised the error, so all call this.
         free = min(together(lambda: free_bytes(self._checkpoints), self._group)) / MIB
         if self._engine.rank == 0:
-            # It does not count, and what it takes may be what the job needs to end in order.
+            # The checkpoint is incomplete, and the job may need its space to end properly.
             with suppress(OSError, TrainingError):
                 check_owner(self._run_folder, self._owner)
                 delete_folder(folder)
@@ -224,10 +225,10 @@ class Saver:
 
 
 def _check_in_sight(folder: Folder, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """A checkpoint of which each node sees its own files alone could never be loaded.
+    """Check that worker 0 sees the files of all workers; otherwise no node could load them all.
 
     Raises:
-        StorageError: worker 0 does not see, in full, what another worker wrote.
+        StorageError: worker 0 does not see a file, or not in its full size.
     """
     for name, file in files.items():
         path = folder / name

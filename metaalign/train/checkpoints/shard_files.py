@@ -1,4 +1,4 @@
-"""Files of torch.distributed.checkpoint in any folder, with the checksum of what was written."""
+"""Reads and writes files of torch.distributed.checkpoint in any folder, with checksums."""
 
 import io
 import os
@@ -24,11 +24,11 @@ from metaalign.folders import (
 )
 
 WRITE_SIZE = 2**26
-"""Bytes that are handed to the storage at once: a client may copy what it is given."""
+"""Largest number of bytes per write, since a storage client may copy what it gets."""
 
 
 class Writer(FileSystemWriter):
-    """Writes a checkpoint's tensors into a folder, and knows what it wrote."""
+    """Writes a checkpoint's tensors into a folder, and records size and checksum of each file."""
 
     def __init__(self, folder: Folder) -> None:
         super().__init__(str(folder), sync_files=not isinstance(folder, Remote))
@@ -41,7 +41,7 @@ class Writer(FileSystemWriter):
 
     @property
     def written(self) -> dict[str, dict[str, Any]]:
-        """Size and checksum of what was written, by the file's name."""
+        """Size and checksum of each written file, by name."""
         return self.fs.written
 
 
@@ -60,12 +60,12 @@ class Reader(FileSystemReader):
     def _slice_file(self, file: Any, sinfo: Any) -> Any:
         if not isinstance(self.path, Remote):
             return super()._slice_file(file, sinfo)
-        file.seek(sinfo.offset)  # one request a tensor, where torch.load would make several
+        file.seek(sinfo.offset)  # one request per tensor; torch.load would make several
         return io.BytesIO(file.read(sinfo.length))
 
 
 class _Files(FileSystemBase):
-    """What torch.distributed.checkpoint asks of a file system."""
+    """The file system interface of torch.distributed.checkpoint over `metaalign.folders`."""
 
     def __init__(self) -> None:
         self.written: dict[str, dict[str, Any]] = {}
@@ -77,11 +77,11 @@ class _Files(FileSystemBase):
                 yield file
             return
         with open_to_write(path) as file:
-            stream = _Summed(file)
+            stream = _ChecksumFile(file)
             try:
                 yield stream
             except RuntimeError:
-                # torch's zip writer turns a failed write into an error of its own.
+                # torch's zip writer replaces the error of a failed write by its own.
                 if stream.failure is not None:
                     raise stream.failure from None
                 raise
@@ -112,21 +112,21 @@ class _Files(FileSystemBase):
         delete_file(path)
 
 
-class _Summed(io.RawIOBase):
-    """A file that is written from its beginning to its end, with the checksum of what went in."""
+class _ChecksumFile(io.RawIOBase):
+    """A file written from start to end, which computes the checksum of its content."""
 
     def __init__(self, file: Any) -> None:
         super().__init__()
         self._file = file
         self._size = self._crc32 = 0
         self.failure: OSError | None = None
-        """What hindered a write."""
+        """The error of a failed write."""
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        """All of it."""
+        """Write all of `data`."""
         whole = memoryview(data).cast("B")
         try:
             for begin in range(0, len(whole), WRITE_SIZE):
@@ -150,5 +150,5 @@ class _Summed(io.RawIOBase):
         return self._file.fileno()
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest says of the file."""
+        """The file's entry in the manifest."""
         return {"size_bytes": self._size, "crc32": f"{self._crc32:08x}"}

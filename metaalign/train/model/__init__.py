@@ -1,1 +1,1 @@
-"""The model: loading it, its attention over prefix trees, and the log-probs that it gives."""
+"""The model: loading, attention over prefix trees, and log-probs of the targets."""

@@ -1,9 +1,8 @@
-"""Who sees whom in a row of prefix trees: one line, for SDPA as a dense mask, for FlexAttention as
-blocks.
+"""Attention masks of rows of prefix trees: dense for SDPA, blocks for FlexAttention.
 
-Token q sees token k exactly when k <= q < subtree_end[k]. Windows and chunks of local attention are
-cut by depth in the tree, where they mean what they mean in a single sequence. Knows no model beyond
-its config.
+Token q attends to token k exactly if k <= q < subtree_end[k]. Windows and chunks of local attention
+are measured by depth in the tree, which equals the position in a single sequence. Uses only a
+model's config.
 
 Dimensions: R = rows, L = length of a row, B = blocks of 128 in a row.
 """
@@ -27,13 +26,13 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Locality(NamedTuple):
-    """How far a layer sees, in depths."""
+    """How far a layer attends, in depths."""
 
     window: int | None = None
-    """A token sees fewer than this many depths up, its own included; None sees all."""
+    """A token attends to this many depths, including its own. None has no window."""
 
     chunk: int | None = None
-    """A token sees only its own chunk of this many depths; None does not cut."""
+    """A token attends only within its own chunk of this many depths. None has no chunks."""
 
 
 EVERYWHERE = Locality()
@@ -42,10 +41,10 @@ EVERYWHERE = Locality()
 def supported_kernel(
     config: PretrainedConfig, attention: Literal["sdpa", "flex_attention"]
 ) -> Kernel:
-    """The kernel to load a model with: eager where its class has no SDPA, as Gemma-2.
+    """The kernel to load a model with: eager if its class has no SDPA, as with Gemma-2.
 
     Raises:
-        ModelError: FlexAttention was asked for and the class has none, or it is no causal model.
+        ModelError: the class does not support FlexAttention, or it is no causal language model.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{config.model_type}: transformers has no causal language model of it")
@@ -65,16 +64,16 @@ def attention_masks(
     kernel: Kernel,
     dtype: torch.dtype,
 ) -> Mask | dict[str, Mask]:
-    """The mask in the form that the model's forward takes: one, or one a layer type.
+    """The mask in the form that the model's forward takes: one, or one per layer type.
 
     Args:
         positions: (R, L) depths.
-        subtree_end: (R, L).
-        kernel: SDPA takes booleans, eager attention adds the mask to its scores.
-        dtype: Of the model.
+        subtree_end: (R, L) index after the last token of each token's subtree.
+        kernel: SDPA takes booleans; eager attention adds the mask to its scores.
+        dtype: The model's dtype.
 
     Raises:
-        LayoutError: a layer type that no mask can feed with trees.
+        LayoutError: a layer type does not follow a mask, so it cannot take trees.
     """
 
     def build(locality: Locality) -> Mask:
@@ -93,10 +92,10 @@ def attention_masks(
 
 
 def layer_localities(config: PretrainedConfig) -> dict[str | None, Locality]:
-    """How far each layer type sees; the key is None where all layers take the same mask.
+    """The locality of each layer type. The only key is None if all layers take the same mask.
 
     Raises:
-        LayoutError: a layer type that sees no mask.
+        LayoutError: a layer type does not follow a mask.
     """
     window = getattr(config, "sliding_window", None)
     known = {
@@ -119,7 +118,8 @@ def layer_localities(config: PretrainedConfig) -> dict[str | None, Locality]:
 
 
 def mask_mod(subtree_end: Tensor, positions: Tensor, locality: Locality = EVERYWHERE) -> MaskMod:
-    """The rule itself, over indices of any shape: (row, head, q, k) -> whether q sees k."""
+    """The rule as a function (row, head, q, k) -> whether q attends to k, over indices of any
+    shape."""
 
     def sees(row: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         del head
@@ -135,7 +135,7 @@ def mask_mod(subtree_end: Tensor, positions: Tensor, locality: Locality = EVERYW
 
 
 def dense_mask(subtree_end: Tensor, positions: Tensor, locality: Locality = EVERYWHERE) -> Tensor:
-    """(R, 1, L, L) bool, true where query token q, third, sees key token k, fourth."""
+    """(R, 1, L, L) bool: whether query token q, third index, attends to key token k, fourth."""
     rows, length = subtree_end.shape
     place = torch.arange(length, device=subtree_end.device)
     row = torch.arange(rows, device=subtree_end.device)[:, None, None, None]
@@ -145,13 +145,13 @@ def dense_mask(subtree_end: Tensor, positions: Tensor, locality: Locality = EVER
 def block_mask(
     subtree_end: Tensor, positions: Tensor, locality: Locality = EVERYWHERE
 ) -> BlockMask:
-    """Blocks by the smallest and largest value in each, so that no (L, L) mask ever exists.
+    """The mask in blocks, from the smallest and largest value in each: no (L, L) mask is built.
 
-    A block is left out where no token of it can see another, and full where all surely do; the
-    rule decides inside every other block.
+    A block is skipped if none of its queries can attend to any of its keys, and full if all
+    certainly do. In every other block `mask_mod` decides.
     """
     rows, length = subtree_end.shape
-    assert length % BLOCK == 0, f"FlexAttention wants rows of a multiple of {BLOCK}, got {length}"
+    assert length % BLOCK == 0, f"FlexAttention needs rows of a multiple of {BLOCK}, got {length}"
     number = torch.arange(length // BLOCK, device=subtree_end.device)
     q, k = number[:, None], number[None, :]
     end = subtree_end.view(rows, -1, BLOCK)
@@ -180,6 +180,7 @@ def block_mask(
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, 1, B) how many key blocks each query block has, and (R, 1, B, B) they first."""
+    """(R, 1, B) number of key blocks of each query block, and (R, 1, B, B) all key blocks, with
+    these first."""
     order = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]

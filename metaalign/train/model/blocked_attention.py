@@ -1,8 +1,8 @@
-"""SDPA in blocks of queries: on a CPU, a packed row costs what its tokens see, not its square.
+"""SDPA in blocks of queries, which on a CPU skips most pairs of tokens that the mask excludes.
 
-A dense mask makes SDPA compute every pair of a row. Here a block of queries meets the keys that
-some query of it sees, and no other: trees beside each other in a row, branches beside each other
-in a tree, and what comes after a token cost nothing. The numbers are SDPA's own.
+With a dense mask, SDPA computes every pair of tokens of a row. Here a block of queries is computed
+only with the keys that at least one of its queries attends to: other trees of the row, other
+branches of a tree and later tokens take no time. The results are SDPA's own.
 
 Dimensions: R = rows, A = attention heads, L = length of a row, D = size of a head, Q = queries of
 a block, K = keys of a block.
@@ -20,38 +20,38 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 BLOCKED_SDPA = "blocked_sdpa"
-"""The name that transformers knows it by."""
+"""Its name in transformers' registry of attention functions."""
 
 BLOCK_QUERIES = 128
-"""Queries of a block at most. Rows that are no longer are left to SDPA as they are."""
+"""Largest number of queries in a block. Rows that are not longer go to SDPA undivided."""
 
 ROWS_APART = 512
-"""From this length on every row has blocks of its own; shorter rows share theirs, since a call
-costs as much as some hundred pairs of tokens more."""
+"""Rows of at least this length have blocks of their own. Shorter rows share blocks, since one call
+costs as much as some hundred more pairs of tokens."""
 
 _WORTH_GATHERING = 0.75
-"""Up to this share of the keys between the first and the last that are seen, those are copied
-together; above it, all between them are taken as they lie."""
+"""If a block uses at most this share of the keys between its first and last one, the used keys are
+copied together. Otherwise all keys between them are used, without a copy."""
 
 
 class Block(NamedTuple):
-    """Queries that are computed together, and the keys that they meet."""
+    """Queries that are computed together, and their keys."""
 
     rows: slice
     queries: slice
     keys: slice | Tensor
-    """A range, or (K,) places."""
+    """A range, or (K,) indices."""
     bias: Tensor
-    """(R or 1, 1, Q, K), 0 where a query sees a key, and minus infinity."""
+    """(R or 1, 1, Q, K), 0 if the query attends to the key, else minus infinity."""
 
     def take(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Its part of each, (R or 1, A, Q or K, D)."""
+        """The block's part of each tensor, (R or 1, A, Q or K, D)."""
         own = (self.rows, slice(None), self.keys)
         return query[self.rows, :, self.queries], key[own], value[own]
 
 
 _BLOCKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""Of each mask in use: all layers ask for the same."""
+"""The blocks of each mask in use, since all layers share them."""
 
 
 def blocked_sdpa(
@@ -63,19 +63,19 @@ def blocked_sdpa(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers' SDPA gives, by blocks where a mask of (R, 1, L, L) booleans is given.
+    """The output of transformers' SDPA, computed in blocks if the mask is (R, 1, L, L) booleans.
 
     Args:
-        query: (R, A, L, D), as are key and value but for the number of heads.
+        query: (R, A, L, D). key and value may have fewer heads.
 
     Returns:
-        (R, L, A, D), and no weights.
+        (R, L, A, D), and None instead of the attention weights.
     """
     if attention_mask is None or not _fits(query, value, attention_mask):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **settings
         )
-    assert not settings.get("dropout"), "a shared token cannot be dropped out twice"
+    assert not settings.get("dropout"), "sequences that share a token would share its dropout"
     blocks = _BLOCKS.get(attention_mask)
     if blocks is None:
         blocks = _BLOCKS[attention_mask] = list(find_blocks(attention_mask, query.dtype))
@@ -87,17 +87,18 @@ def blocked_sdpa(
 
 
 def _fits(query: Tensor, value: Tensor, mask: Tensor) -> bool:
-    """Whether there is what blocks can leave out. Doge hands in what it adds to the scores."""
+    """Whether the inputs can be computed in blocks. Doge passes a mask that is added to the scores,
+    which cannot."""
     on_cpu = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     long = query.shape[2] > BLOCK_QUERIES
     return on_cpu and long and mask.dtype == torch.bool and mask.shape[1] == 1
 
 
 class _Blocked(torch.autograd.Function):
-    """SDPA's own kernel and its gradient, block by block.
+    """SDPA's kernel and its gradient, block by block.
 
-    Called directly, since the gradient of a slice would fill a tensor of the whole size with zeros
-    for each block: here the blocks' shares of a key's gradient are added in place.
+    Autograd would make a tensor of the whole size, filled with zeros, for the gradient of each
+    block's slice. Here the blocks' gradients of a key are added in place.
     """
 
     @staticmethod
@@ -140,11 +141,11 @@ _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 def find_blocks(mask: Tensor, dtype: torch.dtype) -> Iterator[Block]:
-    """Blocks that hold every query once.
+    """Yield blocks that contain every query exactly once.
 
     Args:
-        mask: (R, 1, L, L) bool; every query sees itself.
-        dtype: Of the bias.
+        mask: (R, 1, L, L) bool. Every query attends to itself.
+        dtype: The dtype of the bias.
     """
     rows, length = mask.shape[0], mask.shape[2]
     lanes = [slice(row, row + 1) for row in range(rows)]
@@ -164,10 +165,11 @@ def find_blocks(mask: Tensor, dtype: torch.dtype) -> Iterator[Block]:
 
 
 def _spans(seen: Tensor) -> Iterator[tuple[int, int]]:
-    """Where blocks of queries begin and end: whole trees together, or a long tree in even parts.
+    """Yield the begin and end of each block of queries: several whole trees, or an equal part of a
+    long tree.
 
     Args:
-        seen: (L, L) bool, whether a query sees a key.
+        seen: (L, L) bool: whether a query attends to a key.
     """
     length = len(seen)
     root = seen.int().argmax(1) == torch.arange(length)

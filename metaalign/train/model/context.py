@@ -1,6 +1,6 @@
-"""How many tokens a model takes: what its config states, or what `model.context` sets.
+"""The context length of a model: from its config, or from `model.context`.
 
-Training, generation, evaluation and serving all ask here. Knows no weights and no data.
+Training, generation, evaluation and serving all use it. Reads neither weights nor data.
 """
 
 from transformers import PretrainedConfig
@@ -8,8 +8,8 @@ from transformers import PretrainedConfig
 from metaalign.errors import ModelError
 
 STATED_AS = "max_position_embeddings"
-"""The key under which a context is written into the config of a model that states none: other
-servers read it too."""
+"""Key for the context length in the exported config of a model that has none. Other servers read it
+too."""
 
 _KEYS = (
     STATED_AS,
@@ -21,14 +21,14 @@ _KEYS = (
     "model_max_length",
     "context_length",
 )
-"""The names that architectures have for it; the first that is a positive number counts."""
+"""Keys of the context length in the configs of architectures. The first positive number is used."""
 
 
 def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of the language model, which a model of several kinds of input has within.
+    """The config of the language model, which is nested in the config of a multimodal model.
 
     Raises:
-        ModelError: it has several.
+        ModelError: the model has several language models.
     """
     try:
         return config.get_text_config()
@@ -40,9 +40,10 @@ def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def stated_context(config: PretrainedConfig) -> int | None:
-    """Tokens of a sequence at most, prompt and response together, as the model's config says.
+    """Context length in the model's config: the largest number of tokens, prompt and response
+    together.
 
-    None where it says nothing, as with Bloom, Mamba and other models without a position table.
+    None if the config has none, as with Bloom, Mamba and other models without a position table.
     """
     text_config = text_config_of(config)
     for name in _KEYS:
@@ -53,13 +54,13 @@ def stated_context(config: PretrainedConfig) -> int | None:
 
 
 def context_of(config: PretrainedConfig, asked: int | None = None) -> int:
-    """Tokens of a sequence at most, prompt and response together.
+    """Largest number of tokens in a sequence, prompt and response together.
 
     Args:
-        asked: The setting `model.context`. None takes what the config states.
+        asked: The setting `model.context`. None uses the context length in the config.
 
     Raises:
-        ModelError: neither is given, or more is asked for than the model takes.
+        ModelError: neither gives one, or the setting is larger than the config's.
     """
     stated = stated_context(config)
     if stated is None and asked is None:
@@ -79,6 +80,6 @@ def context_of(config: PretrainedConfig, asked: int | None = None) -> int:
 
 
 def state_context(config: PretrainedConfig, context: int) -> None:
-    """Write the context into the config of a model that states none."""
+    """Write the context length into the config of a model that has none."""
     if stated_context(config) is None:
         setattr(text_config_of(config), STATED_AS, context)

@@ -1,6 +1,6 @@
-"""The model that training starts from, on the driver; the policy, on every worker.
+"""Prepares the initial model on the driver, and loads the policy on every worker.
 
-Knows no data and no loss.
+Imports neither data nor losses.
 """
 
 import hashlib
@@ -33,29 +33,30 @@ from metaalign.train.model.policy import Policy, targets_per_chunk
 from metaalign.train.model.vocabulary import check_tokenizer, grown_model, needed_rows, rows_of
 
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
-"""Keys that transformers still takes and no longer lists."""
+"""Keys that transformers still accepts but no longer lists."""
 
-transformers_logging.disable_progress_bar()  # a bar a worker would drown the run's own
+transformers_logging.disable_progress_bar()  # one bar per worker would hide the run's own
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, storage: str) -> Path:
-    """Random weights, or a pretrained model whose vocabulary holds the template's tokens.
+    """The folder of the initial model, whose vocabulary contains the template's tokens.
 
-    A local folder that fits and carries a template is used where it lies. Anything else is written
-    beside `folder`, with the tokenizer, under a name that tells what it was made from: the next run
-    that asks for the same finds it there, and no run replaces what another trains on. Weights that
-    need no change are linked.
+    A local folder that fits and contains a template is used unchanged. Otherwise a model, random or
+    pretrained, is written beside `folder` with its tokenizer. Its name has a hash of its origin, so
+    that a run with the same origin reuses it and no run replaces another's model. Weights that need
+    no change are linked.
 
     Args:
-        folder: Becomes a link to what was written, for those who ask for the last one by name.
+        folder: Becomes a link to the written folder, so that the last one can be named.
 
     Returns:
-        Where the model lies, never through that link.
+        The model's folder, not the link.
 
     Raises:
-        ModelError: names the model and the setting to change, or a folder in the link's place.
+        ModelError: the model does not suit, or a folder is in the link's place. The message names
+            the model and the setting to change.
     """
     size = needed_rows(template)
     source = None if config.path is None else find_model(config.path, storage)
@@ -84,21 +85,21 @@ def prepare_initial(config: ModelConfig, template: Template, folder: Path, *, st
             _write_context(partial, context)
         template.save(partial)
         (partial / "initial.json").write_text(identity, encoding="utf-8")
-        _move_in(partial, made)
-    _lead_to(folder, made)
+        _publish(partial, made)
+    _point_link(folder, made)
     return made
 
 
-def _move_in(partial: Path, made: Path) -> None:
+def _publish(partial: Path, made: Path) -> None:
     try:
         partial.rename(made)
     except OSError:
         if not made.is_dir():
             raise
-        shutil.rmtree(partial)  # another driver has just made the same
+        shutil.rmtree(partial)  # another driver has just made the same model
 
 
-def _lead_to(link: Path, target: Path) -> None:
+def _point_link(link: Path, target: Path) -> None:
     new = link.with_name(f".{link.name}.{uuid.uuid4().hex}")
     new.symlink_to(target.name)
     try:
@@ -106,21 +107,21 @@ def _lead_to(link: Path, target: Path) -> None:
     except IsADirectoryError as error:
         new.unlink()
         raise ModelError(
-            f"{link}: a folder is where a link to the model that training starts from belongs; "
-            "rename it, or delete it if an earlier version of metaalign left it there"
+            f"{link} is a folder, and training must put a link to its initial model there; "
+            "rename it, or delete it if an earlier version of metaalign wrote it"
         ) from error
 
 
 def may_be_hub_name(path: str) -> bool:
-    """Whether a model setting that names no folder can mean a model of the hub, such as gpt2."""
+    """Whether a model setting can be a hub name, such as gpt2, if there is no such folder."""
     return not Path(path).is_absolute() and path.count("/") <= 1
 
 
 def find_model(path: str, storage: str, setting: str = "model.path") -> str:
-    """The folder that a model setting means, or the hub name that it is.
+    """The folder of a model setting if it exists, otherwise the setting as a hub name.
 
     Raises:
-        ModelError: it can only be a folder, and there is none.
+        ModelError: there is no such folder, and it cannot be a hub name.
     """
     local = Path(storage) / path
     if local.is_dir():
@@ -134,10 +135,10 @@ def find_model(path: str, storage: str, setting: str = "model.path") -> str:
 
 
 def find_reference(path: str, template: Template, storage: str) -> str:
-    """The folder or hub name of a further reference, which must know the store's tokens.
+    """The folder or hub name of a further reference, which must use the store's token ids.
 
     Raises:
-        ModelError: there is none, or its tokens are others.
+        ModelError: it does not exist, or its tokenizer differs.
     """
     setting = "loss.references"
     source = find_model(path, storage, setting)
@@ -155,7 +156,7 @@ def load_config_of(source: str | Path) -> PretrainedConfig:
     """The transformers config of a folder or hub name.
 
     Raises:
-        ModelError: there is none, or transformers does not know its model type.
+        ModelError: it does not exist, or transformers does not support its model type.
     """
     try:
         return AutoConfig.from_pretrained(source)
@@ -164,7 +165,7 @@ def load_config_of(source: str | Path) -> PretrainedConfig:
 
 
 def check_not_quantized(config: PretrainedConfig, source: str | Path) -> None:
-    """Refuse weights that no gradient reaches.
+    """Refuse quantized weights, which have no gradient.
 
     Raises:
         ModelError: the folder holds quantized weights.
@@ -218,17 +219,17 @@ def load_policy(
     activation_checkpointing: bool = False,
     adapt: Callable[[Any], Any] | None = None,
 ) -> Policy:
-    """The policy, in training mode. Under ZeRO stage 3 no worker ever holds the whole model.
+    """The policy, in training mode. At ZeRO stage 3 no worker ever holds the whole model.
 
     Args:
-        deepspeed: The settings of the engine that will hold it; None without DeepSpeed.
-        adapt: Puts adapters into the model; None trains all of it.
+        deepspeed: DeepSpeed's config dict. None without DeepSpeed.
+        adapt: Adds adapters to the model. None trains all weights.
     """
     config = load_config_of(folder)
     switch_off_noise(config)
     config.use_cache = False
     stage = 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
-    # from_pretrained finds these settings through a weak reference, as long as they live.
+    # transformers holds only a weak reference to these settings, so they must live until the load.
     settings = _announce_zero3(deepspeed) if deepspeed is not None and stage == 3 else None
     kernel = supported_kernel(config.get_text_config(), attention)
     model = AutoModelForCausalLM.from_pretrained(
@@ -246,12 +247,12 @@ def load_policy(
 
 
 def check_carried(config: PretrainedConfig) -> None:
-    """Refuse a model with tensors that training would leave behind.
+    """Refuse a model with tensors that are not trained.
 
-    Checkpoints and exports carry trainable parameters alone.
+    Checkpoints and exports contain only trainable parameters.
 
     Raises:
-        ModelError: names the tensors.
+        ModelError: the model has such tensors. The message names one.
     """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
@@ -266,13 +267,13 @@ def check_carried(config: PretrainedConfig) -> None:
 
 
 def check_weights(folder: str | Path, expected: str) -> None:
-    """Is it the model that a run started from?
+    """Check that a folder still holds the initial model of a run.
 
     Args:
-        expected: Its fingerprint.
+        expected: Fingerprint of the initial model's weights.
 
     Raises:
-        ModelError: it was replaced.
+        ModelError: the model was replaced.
     """
     found = weights_fingerprint(folder)
     if found != expected:
@@ -284,7 +285,7 @@ def check_weights(folder: str | Path, expected: str) -> None:
 
 
 class _Zero3Settings:
-    """What from_pretrained asks of its own HfDeepSpeedConfig, which needs accelerate to exist."""
+    """The part of HfDeepSpeedConfig, which needs accelerate, that from_pretrained uses."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -294,14 +295,14 @@ class _Zero3Settings:
 
 
 def _announce_zero3(config: dict[str, Any]) -> object:
-    """Let from_pretrained build under zero.Init for as long as the returned object lives."""
+    """Make from_pretrained use zero.Init as long as the returned object lives."""
     settings: Any = _Zero3Settings(config)
     set_hf_deepspeed_config(settings)
     return settings
 
 
 def _link_model(source: Path, folder: Path) -> None:
-    """Weights and config of a Hugging Face folder, without its tokenizer."""
+    """Link weights and config of a Hugging Face folder into `folder`, without its tokenizer."""
     folder.mkdir(parents=True)
     for pattern in ("*config.json", "*.safetensors", "*.bin", "*.index.json"):
         for file in source.glob(pattern):
@@ -319,7 +320,7 @@ def _random(config: ModelConfig, template: Template, size: int) -> Any:
 
 
 def _write_context(folder: Path, context: int) -> None:
-    """State the context in a folder's config, which may be a link to another model's."""
+    """Write the context length into a folder's config, which may be a link to another's."""
     model_config = load_config_of(folder)
     (folder / "config.json").unlink()
     state_context(model_config, context)
@@ -329,7 +330,7 @@ def _write_context(folder: Path, context: int) -> None:
 def _identity(
     config: ModelConfig, source: str | None, template: Template, context: int | None
 ) -> str:
-    """What an initial model was made from; with the context where it had to be written down."""
+    """The origin of an initial model as JSON, with the context length if its config gets it."""
     weights = weights_fingerprint(source) if source and Path(source).is_dir() else source
     identity = {"architecture": config.architecture, "seed": config.seed, "source": weights}
     if context is not None:
@@ -338,8 +339,8 @@ def _identity(
 
 
 def switch_off_noise(config: PretrainedConfig) -> None:
-    """Dropout and router jitter to 0: one draw on a shared token is not the draw that two
-    sequences would make."""
+    """Set dropout and router jitter to 0, since sequences that share a token would share its random
+    numbers."""
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             switch_off_noise(value)

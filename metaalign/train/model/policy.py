@@ -1,4 +1,4 @@
-"""Rows -> the log-probability of every target. Knows no loss, no store and no Ray.
+"""Computes the log-probability of every target of a row. Imports no loss, store or Ray.
 
 Dimensions: R = rows, L = length of a row, T = targets, S = sequences, C = targets of a chunk,
 H = hidden size, V = vocabulary.
@@ -20,7 +20,7 @@ from metaalign.train.model.blocked_attention import BLOCKED_SDPA
 
 
 class TensorRows(NamedTuple):
-    """What the policy reads of `Rows`, as int64 tensors on its device."""
+    """The arrays of `Rows` that the policy uses, as int64 tensors on its device."""
 
     tokens: Tensor
     """(R, L)"""
@@ -46,23 +46,23 @@ def targets_per_chunk(size_mb: int, vocab_size: int) -> int:
 
 
 class Policy(nn.Module):
-    """A causal language model, fed with rows.
+    """A causal language model that takes rows.
 
-    Logits exist for one chunk of targets at a time: their number, ceil(T / C), follows from the
-    plan alone and is the same on every worker, since under ZeRO-3 every call of the head is a
-    collective. The head is called as a module for the same reason.
+    It computes logits for one chunk of targets at a time. The number of chunks, ceil(T / C),
+    depends only on the plan and is the same on every worker, since under ZeRO-3 every call of the
+    head is a collective. The head is called as a module for the same reason.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, attention: Kernel, layout: Layout, chunk_targets: int
     ) -> None:
-        """Wrap an unmodified Hugging Face model; with SDPA, trees are attended to in blocks.
+        """Wrap an unmodified Hugging Face model. With SDPA, trees use `blocked_attention`.
 
         Args:
-            attention: Kernel that the model was loaded with, of `supported_kernel`.
+            attention: Kernel that the model was loaded with, from `supported_kernel`.
             layout: "single" leaves masks and positions to the model.
-            chunk_targets: C. Where one chunk holds all targets its logits are kept for the
-                backward pass; several are computed once more there.
+            chunk_targets: C. If one chunk holds all targets, its logits are kept for the backward
+                pass. If there are several chunks, each is recomputed there.
         """
         super().__init__()
         loaded = model.config.get_text_config()._attn_implementation
@@ -75,7 +75,7 @@ class Policy(nn.Module):
         self.chunk_targets = chunk_targets
 
     def forward(self, rows: TensorRows) -> Tensor:
-        """(T,) log-probabilities in nats, float32 or, of a float64 model, float64."""
+        """(T,) log-probabilities in nats; float64 for a float64 model, otherwise float32."""
         arguments: dict[str, Any] = {}
         if self.layout == "tree":
             arguments["position_ids"] = rows.positions
@@ -87,8 +87,8 @@ class Policy(nn.Module):
                 dtype=self.model.dtype,
             )
         output = decoder_of(self.model)(input_ids=rows.tokens, use_cache=False, **arguments)
-        # As a table of embeddings: where several targets have one predictor, its gradient adds them
-        # in a fixed order, which indexing does not promise.
+        # An embedding lookup: if several targets have the same predictor, its gradient adds theirs
+        # in a fixed order, unlike indexing.
         hidden = functional.embedding(rows.predictor, output.last_hidden_state.flatten(0, 1))
         if len(hidden) <= self.chunk_targets:
             return self._chunk(hidden, rows.target)
@@ -107,10 +107,11 @@ class Policy(nn.Module):
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """Log-softmax at the targets, in the memory of the logits.
+    """Log-softmax at the targets, computed in the memory of the logits.
 
-    They become log-probabilities in the forward pass and their own gradient in the backward pass,
-    which can therefore be taken once; cross entropy holds three tensors of that size at its peak.
+    The logits are overwritten by log-probabilities in the forward pass, and by their gradient in
+    the backward pass, which can therefore run only once. Cross entropy would hold three tensors of
+    that size at its peak.
     """
 
     @staticmethod
@@ -129,7 +130,8 @@ class _TargetLogprobs(torch.autograd.Function):
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head. Llama-4's text model names itself, and ModernBERT its head."""
+    """The model without its head. `get_decoder` of Llama-4's text model returns the model itself,
+    and that of ModernBERT its head."""
     decoder = model.get_decoder()
     return model.model if decoder is model or decoder is head_of(model) else decoder
 
@@ -142,7 +144,7 @@ def head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def sequence_logprobs(logprobs: Tensor, sequence: Tensor, num_sequences: int) -> Tensor:
-    """Sums by sequence, in float64: a long response must not lose what a preference turns on.
+    """Sums by sequence, in float64, so that long responses do not lose precision.
 
     Args:
         logprobs: (T,) of the policy, in nats.
@@ -156,9 +158,9 @@ def sequence_logprobs(logprobs: Tensor, sequence: Tensor, num_sequences: int) ->
 
 
 def after_head(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
-    """What the model does to its logits after the vocabulary projection.
+    """The function that the model applies to its logits after the vocabulary projection.
 
-    The probe compares it with the model itself: an architecture that is missing here is refused.
+    The probe compares it with the model, and refuses an architecture that is missing here.
     """
     for name, change in _AFTER_HEAD.items():
         value = getattr(config, name, None)
