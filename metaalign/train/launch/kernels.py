@@ -1,4 +1,4 @@
-"""What follows from the device of a run: attention kernel and precision. Knows no Ray."""
+"""Chooses the attention kernel and the precision for the device of a run. Does not import Ray."""
 
 from typing import Literal
 
@@ -6,16 +6,16 @@ from metaalign.errors import ConfigError
 from metaalign.train.task import DeviceType, TrainingConfig
 
 GPU_BUDGET_MULTIPLE = 128
-"""FlexAttention's blocks."""
+"""Size of FlexAttention's blocks: a row's length must be a multiple of it."""
 
 
 def choose_attention(
     config: TrainingConfig, device_type: DeviceType
 ) -> Literal["sdpa", "flex_attention"]:
-    """The kernel that the settings and the device mean.
+    """The attention kernel for `model.attention` on this device.
 
     Raises:
-        ConfigError: the device has none such, or its blocks do not divide the budget.
+        ConfigError: the device does not support it, or its blocks do not divide the budget.
     """
     attention, budget = config.model.attention, config.batch.budget
     if attention == "auto":
@@ -34,10 +34,10 @@ def choose_attention(
 
 
 def choose_dtype(config: TrainingConfig, device_type: DeviceType) -> Literal["float32", "bfloat16"]:
-    """The precision that the settings and the device mean.
+    """The precision for `model.dtype` on this device.
 
     Raises:
-        ConfigError: the ZeRO stage cannot train in it.
+        ConfigError: the ZeRO stage does not support it.
     """
     dtype = config.model.dtype
     if dtype == "auto":

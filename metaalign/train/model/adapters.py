@@ -1,7 +1,7 @@
-"""Low-rank adapters by peft: put into a model, and merged into its weights on export.
+"""Adds peft's low-rank adapters to a model, and merges them into its weights on export.
 
-Knows no engine, no data and no Ray. The base weights stay frozen and lie where training started;
-checkpoints carry what is trained alone.
+Imports no engine, data or Ray. The base weights stay frozen in the initial model's folder;
+checkpoints contain only the trained tensors.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from metaalign.train.model.vocabulary import vocabulary_modules
 
 
 def add_adapters(model: Any, config: LoraConfig, *, train_vocabulary: bool, seed: int) -> Any:
-    """Freeze the model and put adapters into its projections, in place; peft's tuner over it.
+    """Freeze the model and add adapters to its projections, in place. Returns peft's tuner.
 
-    The adapters start as an update of zero, so the model is what it was.
+    The adapters start as an update of zero, so the model's output does not change.
 
     Args:
-        train_vocabulary: Train the embeddings and the head in full: frozen ones would never learn
+        train_vocabulary: Train the embeddings and the head in full. Frozen ones would never learn
             control tokens that are new to the model.
-        seed: Of the adapters' random half; the same on every worker.
+        seed: Seed of the adapters' random weights, the same on every worker.
 
     Raises:
-        ModelError: a name of `target_modules` is none of the model's.
+        ModelError: the model has no module that matches a name of `target_modules`.
     """
     import peft  # only a run with adapters needs it
 
@@ -57,13 +57,13 @@ def add_adapters(model: Any, config: LoraConfig, *, train_vocabulary: bool, seed
 
 
 def merge_adapters(tuner: Any, trained: Iterable[tuple[str, Tensor]]) -> Any:
-    """The model with the trained values put in and the adapters merged into its own weights.
+    """Load the trained values and merge the adapters into the model's weights.
 
     Args:
         trained: Names in the model with adapters, and values, one at a time.
 
     Raises:
-        CheckpointError: they are of other adapters.
+        CheckpointError: the values belong to other adapters.
     """
     left = {name: p for name, p in tuner.model.named_parameters() if p.requires_grad}
     with torch.no_grad():

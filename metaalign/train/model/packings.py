@@ -1,6 +1,6 @@
-"""The sequences that the probe feeds, packed in two ways that must give the same numbers.
+"""The probe's sequences, packed in two ways that must give the same log-probs and gradients.
 
-Knows no model.
+Imports no model.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from metaalign.steps.trees import Rows, Sequence, lay_out_rows
 from metaalign.train.model.tiny_copy import LONGEST_ROW, LONGEST_SEQUENCE, VOCABULARY
 
 _PROMPTS = (2, 30, 3, 14, 39, 22, 37, 33, 38, 28)
-"""Tokens of each example's prompt. The first and third are shorter than any window."""
+"""Number of tokens in each example's prompt. The first and third are shorter than any window."""
 
 _RESPONSES = (1, 6)
-"""Tokens of the two responses to each prompt."""
+"""Number of tokens in the two responses to each prompt."""
 
 _SHARED = 9
-"""Tokens that the longer prompts begin with alike."""
+"""Number of tokens in the common prefix of the longer prompts."""
 
 
 class MicroBatch(NamedTuple):
@@ -26,11 +26,11 @@ class MicroBatch(NamedTuple):
 
     rows: Rows
     members: list[int]
-    """Places of its sequences in the list of all."""
+    """Indices of its sequences in the list of all."""
 
 
 def probe_sequences() -> list[Sequence]:
-    """Two responses to each of ten prompts, of 3 to 45 tokens in all."""
+    """Two responses to each of ten prompts. A sequence has 3 to 45 tokens."""
     rng = np.random.default_rng(0)
     meta_prompt = rng.integers(0, VOCABULARY, _SHARED)
     sequences = []
@@ -46,10 +46,11 @@ def probe_sequences() -> list[Sequence]:
 
 
 def packings(sequences: list[Sequence], layout: Layout) -> list[list[MicroBatch]]:
-    """Two packings of all sequences: long and short in one micro-batch, and apart.
+    """Two packings of all sequences: in one micro-batch, and in one for the short and one for the
+    long sequences.
 
-    A micro-batch of its own must not change a sequence, nor must its place in a row, whatever lies
-    before and after it, nor a row that is a dummy.
+    A sequence's results must depend neither on its micro-batch, nor on its position in a row, nor
+    on the sequences before and after it, nor on a dummy row.
     """
     by_length = sorted(range(len(sequences)), key=lambda slot: len(sequences[slot].tokens))
     short, long = by_length[: len(by_length) // 2], by_length[len(by_length) // 2 :]
@@ -61,7 +62,7 @@ def packings(sequences: list[Sequence], layout: Layout) -> list[list[MicroBatch]
     members = list(range(len(sequences)))
     together = _trees(sequences, members, rows=[0] * len(members), length=LONGEST_ROW)
     middle = LONGEST_ROW // 2
-    # Two rows of the long ones, so that an example is at another place of its row than before.
+    # The long ones take two rows, so that an example's position in its row differs.
     rows = [(sequences[slot].example // 2) % 2 for slot in long]
     apart = [
         _trees(sequences, short, rows=[0] * len(short), length=middle),

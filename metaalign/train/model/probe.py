@@ -1,9 +1,9 @@
-"""Which layout an architecture can be fed with, found before any worker starts.
+"""The probe, which finds the layouts that an architecture supports, before a worker starts.
 
-transformers does not say when a mask is not obeyed, so a tiny copy of the model, every layer type
-in it and every length shorter than the test, is fed with rows, packed in two ways, and compared
-with `model.forward` on one sequence after the other: log-probabilities and gradients, with the
-kernel that trains. Knows no data and no weights.
+transformers does not report a mask that a model ignores. So the probe makes a tiny copy of the
+model, with every layer type and with every length in the config shorter than the test. It feeds the
+copy with rows, packed in two ways, with the kernel that trains, and compares log-probabilities and
+gradients with those of `model.forward` on one sequence at a time. Uses neither data nor weights.
 """
 
 import logging
@@ -31,13 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 class Tolerance(NamedTuple):
-    """What rounding may change. A mask that is not obeyed changes far more."""
+    """Largest differences that rounding may cause. A mask that a model ignores causes far larger
+    ones."""
 
     logprob: float
-    """Of a log-probability, in nats: the largest difference, or in bfloat16 the mean one, since
-    there a token may be routed to another expert."""
+    """Largest difference of a log-probability, in nats. In bfloat16 the mean difference, since a
+    token may be routed to another expert there."""
     gradient: float
-    """Of the norm of the gradient's difference, as a share of the norm of the gradient."""
+    """Norm of the gradients' difference, as a share of the norm of the gradient."""
 
 
 TOLERANCES = {
@@ -55,17 +56,17 @@ def choose_layout(
     context: int | None = None,
     budget: int | None = None,
 ) -> Layout:
-    """The layout to train with: trees where they are exact and allowed, else one sequence a row.
+    """The layout to train with: trees if they are exact and allowed, else one sequence per row.
 
-    A length in the config that no row of the run reaches cannot be crossed, and is not.
+    The test does not cross a length in the config that no row of the run crosses.
 
     Args:
-        context: Tokens of the run's longest sequence. None is what the model's config states.
-        budget: Tokens of its longest row. None has no bound.
+        context: Number of tokens in the run's longest sequence. None uses the model's config.
+        budget: Number of tokens in the run's longest row. None has no bound.
 
     Raises:
-        LayoutError: the layout that was asked for, or any, is not exact; names the layer type.
-        ModelError: the kernel is not supported, or no layout could feed such a model.
+        LayoutError: no allowed layout is exact. The message names the layer type.
+        ModelError: the kernel is not supported, or no layout supports such a model.
     """
     config = text_config_of(config)
     reaches = _reaches(config, context, budget)
@@ -95,10 +96,10 @@ def check_on_device(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """The probe on the device and in the precision that train, which the driver may not have.
+    """Run the probe on the device and in the precision of training, which the driver may lack.
 
     Raises:
-        LayoutError: names the layer type, and the setting to change.
+        LayoutError: the layout is not exact. The message names the layer type and the setting.
     """
     config = text_config_of(config)
     reach = _reaches(config, context, budget)[layout]
@@ -114,14 +115,15 @@ def check_on_device(
 def _reaches(
     config: PretrainedConfig, context: int | None, budget: int | None
 ) -> dict[Layout, Reach]:
-    """How far a run goes in either layout. A row of one sequence is never padded beyond it."""
+    """The longest sequences and rows of a run in each layout. A row with a single sequence is never
+    longer than the longest sequence."""
     row = float("inf") if budget is None else budget
     sequence = min(row, context or stated_context(config) or float("inf"))
     return {"tree": Reach(sequence, row, "tree"), "single": Reach(sequence, sequence, "single")}
 
 
 def _unmasked(config: PretrainedConfig) -> str | None:
-    """Why no mask feeds the model with trees: layers that see none. None where there are none."""
+    """The error if the model has layers that do not follow a mask; else None."""
     try:
         layer_localities(config)
     except LayoutError as error:
@@ -130,7 +132,7 @@ def _unmasked(config: PretrainedConfig) -> str | None:
 
 
 def _shorter(config: PretrainedConfig, attention: Attention, reach: Reach) -> str:
-    """Which length of the config a shorter run would not cross, as a clause for a message."""
+    """A clause for a message: the length in the config up to which the layout is exact, if any."""
     setting = "batch.budget" if reach.layout == "tree" else "model.context"
     lengths = {value: name for name, value in lengths_of(config) if 8 <= value < reach.row}
     for length in sorted(lengths, reverse=True):
@@ -144,7 +146,7 @@ def _shorter(config: PretrainedConfig, attention: Attention, reach: Reach) -> st
 
 
 def _remedy(config: PretrainedConfig, attention: Attention, reach: Reach) -> str:
-    """What to change where even one sequence a row is not exact, as a clause for a message."""
+    """A clause for a message: what to change if even one sequence per row is not exact."""
     if attention == "flex_attention" and _refusal(config, "sdpa", reach) is None:
         return "; set model.attention to sdpa"
     return _shorter(config, attention, reach) or "; no layout feeds this model, so take another"
@@ -158,13 +160,13 @@ def _refusal(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> str | None:
-    """Why a layout does not feed this model, or None where it does.
+    """Why a layout is not exact for this model; None if it is.
 
     Args:
-        dtype: None is float64, or float32 where that is all that the model's code takes.
+        dtype: None is float64, or float32 if the model's code does not support float64.
 
     Raises:
-        ModelError: no layout could feed such a model.
+        ModelError: no layout supports such a model.
     """
     kernel = supported_kernel(config, attention)
     copies = draw_copies(config, reach, kernel, device=torch.device(device), dtype=dtype)
@@ -182,7 +184,7 @@ def _refusal(
 
 
 def _difference(copies: Copies, kernel: Kernel, layout: Layout) -> str | None:
-    """How far rows are from single sequences, or None where no further than by rounding."""
+    """The difference between rows and single sequences, as text; None if it is only rounding."""
     sequences = probe_sequences()
     trains = not (kernel == "flex_attention" and copies.fed.device.type == "cpu")
     tolerance = TOLERANCES[copies.fed.dtype]
@@ -204,7 +206,7 @@ def _difference(copies: Copies, kernel: Kernel, layout: Layout) -> str | None:
 
 
 def _feed(policy: Policy, micro: MicroBatch, plain: list[Tensor], trains: bool) -> Tensor:
-    """(T,) what the log-probabilities of a micro-batch differ by; adds to the gradient."""
+    """(T,) differences of a micro-batch's log-probabilities. Accumulates the gradient."""
     logprobs = policy(to_tensors(micro.rows, policy.model.device))
     weights = _weights(plain).split([len(each) for each in plain])
     if trains:
@@ -215,13 +217,13 @@ def _feed(policy: Policy, micro: MicroBatch, plain: list[Tensor], trains: bool) 
 
 
 def _weights(plain: list[Tensor]) -> Tensor:
-    """(T,) of each target in the loss: of both signs, no two alike."""
+    """(T,) weight of each target in the loss. The weights have both signs, and no two are equal."""
     total = torch.cat(plain).detach()
     return torch.linspace(-1, 1, len(total), dtype=total.dtype, device=total.device)
 
 
 def _gradient_error(copies: Copies) -> float:
-    """The norm of the gradients' difference, over the norm of the reference's."""
+    """The norm of the gradients' difference, divided by the norm of the reference's gradient."""
     difference = norm = 0.0
     pairs = zip(copies.fed.parameters(), copies.reference.parameters(), strict=True)
     for fed, reference in pairs:
@@ -233,7 +235,7 @@ def _gradient_error(copies: Copies) -> float:
 
 
 def _plain_logprobs(model: PreTrainedModel, sequence: Sequence) -> Tensor:
-    """(targets,) of one sequence alone, through the model's own forward."""
+    """(targets,) log-probabilities of one sequence alone, by the model's own forward."""
     tokens = torch.from_numpy(sequence.tokens)[None].to(model.device)
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[0]
@@ -243,7 +245,7 @@ def _plain_logprobs(model: PreTrainedModel, sequence: Sequence) -> Tensor:
 
 @contextmanager
 def _uncompiled(kernel: Kernel, device: torch.device) -> Iterator[None]:
-    """On a CPU, FlexAttention as its definition: compiled, torch 2.13 takes no float64 there."""
+    """Run FlexAttention uncompiled on a CPU: torch 2.13 cannot compile it in float64 there."""
     plain: Any = nullcontext()
     if kernel == "flex_attention" and device.type == "cpu":
         plain = torch.compiler.set_stance("force_eager")
@@ -252,7 +254,7 @@ def _uncompiled(kernel: Kernel, device: torch.device) -> Iterator[None]:
 
 
 def _layer_types(model: PreTrainedModel) -> str:
-    """Names of the kinds of layers: the config's, or the classes of the decoder's layers."""
+    """Names of the layer types: from the config, else the classes of the decoder's layers."""
     names = set(getattr(model.config, "layer_types", None) or [])
     if not names:
         modules = decoder_of(model).modules()

@@ -1,7 +1,7 @@
-"""A copy of an architecture that is small in every way: widths, layers, and how far it reaches.
+"""Makes a small copy of an architecture's config: few layers, small widths and short lengths.
 
-The probe feeds it, so its windows, chunks and position limits must be crossed by a short test
-exactly where the run's rows cross those of the model. Knows no weights and no data.
+The probe's short sequences and rows cross a window, chunk or position limit of the copy exactly if
+the run's cross that of the model. Uses neither weights nor data.
 """
 
 import copy
@@ -14,13 +14,13 @@ from transformers import PretrainedConfig
 from metaalign.steps.plan import Layout
 
 WINDOW = 5
-"""What stands for a number that sequences of the run exceed. The test's shortest are shorter."""
+"""Replaces a length that sequences of the run exceed. The shortest test sequences are shorter."""
 
 LONGEST_SEQUENCE = 45
-"""Tokens of the test's longest sequence."""
+"""Number of tokens in the test's longest sequence."""
 
 LONGEST_ROW = 512
-"""Tokens of the test's longest row of trees."""
+"""Number of tokens in the test's longest row of trees."""
 
 VOCABULARY = 64
 
@@ -28,22 +28,22 @@ _LENGTH = re.compile(
     "position|window|chunk|seq_len|context_length|model_max_length|n_ctx|floor|extent|distance"
     "|block_size|mem_len|clamp_len|index_topk$|local_attention$"
 )
-"""Names of numbers that may be compared with a place in a row or in a sequence."""
+"""Names of config numbers that may be compared with a position in a row or in a sequence."""
 
 _NO_LENGTH = re.compile("^num_|layers|pattern|buckets|chunks_|chunk_size_(feed_forward|lm_head)")
 
 
 class Reach(NamedTuple):
-    """How far a run goes, for comparison with the numbers of a config."""
+    """The longest sequence and row of a run, for comparison with the lengths in a config."""
 
     sequence: float
-    """Tokens of its longest sequence."""
+    """Number of tokens in its longest sequence."""
     row: float
-    """Tokens of its longest row."""
+    """Number of tokens in its longest row."""
     layout: Layout
 
     def shorten(self, number: int) -> int:
-        """A length of the config, as short for the test as it is for the run."""
+        """A config length for the test, which crosses it exactly if the run crosses `number`."""
         if number < self.sequence:
             return min(number, WINDOW)
         if number < self.row or self.layout == "single":
@@ -52,10 +52,10 @@ class Reach(NamedTuple):
 
 
 def tiny_copy(config: PretrainedConfig, reach: Reach, *, keep_widths: bool = False) -> Any:
-    """The architecture with one layer of each kind, two at least, and lengths for the test.
+    """A config with one layer of each kind, at least two layers, and lengths for the test.
 
     Args:
-        keep_widths: Leave the sizes of the layers as they are.
+        keep_widths: Keep the sizes of the layers.
     """
     by_index = config.to_dict().get("per_layer_config") or {}
     overrides = {int(layer): values for layer, values in by_index.items()}
@@ -87,12 +87,12 @@ def tiny_copy(config: PretrainedConfig, reach: Reach, *, keep_widths: bool = Fal
 
 
 def lengths_of(config: PretrainedConfig) -> list[tuple[str, int]]:
-    """Names and values of the numbers that may be compared with a place in a row."""
+    """Names and values of the config numbers that may be compared with a position in a row."""
     return [(name, value) for _, name, value in _lengths(config)]
 
 
 def _take_layers(whole: Any, tiny: Any, overrides: dict[int, dict[str, Any]]) -> list[int]:
-    """Give the copy the first layer of each kind; which layers of the model those are."""
+    """Give the copy the first layer of each kind. Returns the numbers of these layers."""
     count = whole.num_hidden_layers
     lists = {name: list(v) for name, v in vars(whole).items() if isinstance(v, list | tuple)}
     by_layer = {name: values for name, values in lists.items() if len(values) == count}
@@ -123,13 +123,14 @@ def _take_layers(whole: Any, tiny: Any, overrides: dict[int, dict[str, Any]]) ->
 
 
 def _chooses(name: str, values: list[Any], count: int) -> bool:
-    """Whether a list names layers by their numbers, such as mlp_only_layers."""
+    """Whether a list contains numbers of layers, such as mlp_only_layers."""
     named = ("layer" in name or "idx" in name) and 0 < len(values) < count
     return named and all(type(each) is int and 0 <= each < count for each in values)
 
 
 def _lengths(holder: Any) -> Iterator[tuple[Any, str, int]]:
-    """Every length of a config, of its parts and of its tables, with what holds it."""
+    """Yield every length of a config and of its nested configs and dicts, as holder, name and
+    value."""
     values = holder if isinstance(holder, dict) else vars(holder)
     for name, value in list(values.items()):
         if isinstance(value, dict | PretrainedConfig):
@@ -151,7 +152,7 @@ def _put(holder: Any, name: str, value: object) -> None:
 
 
 def _name_tokens(tiny: Any) -> None:
-    """Special tokens within the small vocabulary, where the model has them."""
+    """Give the special tokens that the model has ids within the small vocabulary."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id")
     for number, name in enumerate(names, 1):
         value = getattr(tiny, name, None)
@@ -160,7 +161,7 @@ def _name_tokens(tiny: Any) -> None:
 
 
 def _shorten_factors(whole: Any, tiny: Any) -> None:
-    """Long RoPE has one factor for each rotated pair of a head's dimensions."""
+    """Shorten the lists of Long RoPE, which have one factor per rotated pair of dimensions."""
     rope = getattr(tiny, "rope_parameters", None) or {}
     heads = getattr(whole, "num_attention_heads", None) or 1
     size = getattr(whole, "head_dim", None) or getattr(whole, "hidden_size", 1) // heads
@@ -169,7 +170,7 @@ def _shorten_factors(whole: Any, tiny: Any) -> None:
 
 
 def _scaled(whole: Any, tiny: Any, name: str, value: Any) -> Any:
-    """A layer's own size, as many times the copy's as it is the model's."""
+    """A layer's own size, scaled by the ratio of the copy's size to the model's."""
     own, small = getattr(whole, name, None), getattr(tiny, name, None)
     sized = all(isinstance(each, int) and each > 0 for each in (own, small, value))
     return max(1, small * value // own) if sized else value
@@ -230,7 +231,7 @@ _WIDTHS = {
     "n_groups": 1,
     "kv_channels": 16,
 }
-"""Sizes of the tiny copy's layers, where the architecture has them as numbers."""
+"""Sizes of the tiny copy's layers, if the architecture has them as numbers."""
 
 _EXPERTS = {
     "vocab_size": VOCABULARY,
@@ -246,4 +247,4 @@ _EXPERTS = {
     "shared_expert_intermediate_size": 32,
     "index_topk_blocks": 2,
 }
-"""What is small in every copy: the vocabulary and the experts."""
+"""Sizes that are small in every copy: the vocabulary and the experts."""

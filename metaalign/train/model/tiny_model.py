@@ -1,6 +1,6 @@
-"""A small model of an architecture with random weights, and whether a causal model it is at all.
+"""Builds a small model of an architecture with random weights, and checks that it is causal.
 
-Knows no rows and no layout.
+Imports neither rows nor layouts.
 """
 
 import copy
@@ -19,10 +19,10 @@ from metaalign.train.model.policy import after_head, decoder_of, head_of
 from metaalign.train.model.tiny_copy import VOCABULARY, Reach, tiny_copy
 
 MOST_PARAMETERS = 100_000_000
-"""Of a copy that keeps the model's widths, where one with other widths does not run."""
+"""Largest size of a copy that keeps the model's widths, made if one with small widths fails."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that rounding makes."""
+"""Largest difference of a logit that counts as rounding."""
 
 FEEDING_ERRORS = (
     ArithmeticError,
@@ -34,11 +34,11 @@ FEEDING_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a model's code raises on input or sizes that it was not written for."""
+"""Errors that a model's code raises for inputs or sizes that it does not support."""
 
 
 class Copies(NamedTuple):
-    """One small model twice: as a run feeds it, and as its own reference."""
+    """Two models with the same weights: the one that gets rows, and its reference."""
 
     fed: PreTrainedModel
     reference: PreTrainedModel
@@ -52,14 +52,14 @@ def draw_copies(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Copies:
-    """The same random weights in a model with the kernel that trains, and in one with SDPA.
+    """A model with the kernel that trains and one with SDPA, with the same random weights.
 
     Args:
-        dtype: Of the first. None is float64, or float32 where that is all the model's code takes;
-            the second is as exact as that.
+        dtype: The dtype of the first. None is float64, or float32 if the model's code does not
+            support float64; the second then has the same.
 
     Raises:
-        ModelError: transformers' own code does not run with this config.
+        ModelError: transformers' own code fails with this config.
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -102,7 +102,7 @@ def _draw(
 
 @torch.no_grad()
 def _reference(tiny: Any) -> PreTrainedModel:
-    """Random weights of the size that trained ones have, so that a wrong mask shows."""
+    """A model with random weights as large as trained ones, so that a wrong mask has an effect."""
     model = _built(tiny, supported_kernel(tiny, "sdpa"), torch.float32)
     for weight in model.parameters():
         if weight.dim() > 1:
@@ -113,15 +113,15 @@ def _reference(tiny: Any) -> PreTrainedModel:
 
 
 def _built(tiny: Any, kernel: Kernel, dtype: torch.dtype) -> PreTrainedModel:
-    own = copy.deepcopy(tiny)  # the kernel is written into it
+    own = copy.deepcopy(tiny)  # transformers writes the kernel into it
     switch_off_noise(own)
     model = AutoModelForCausalLM.from_config(own, attn_implementation=kernel, dtype=dtype)
-    return model.train()  # as it trains: a router that draws noise must show
+    return model.train()  # as in training, so that a router's noise has an effect
 
 
 @torch.no_grad()
 def _runnable(model: PreTrainedModel) -> PreTrainedModel:
-    """In float64, or float32 where that is all that the model's kernels take."""
+    """The model in float64, or in float32 if its kernels do not support float64."""
     try:
         _logits(model.double(), _tokens(model))
     except RuntimeError:
@@ -130,7 +130,7 @@ def _runnable(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _count(config: Any) -> int:
-    """Parameters of a model that is not built."""
+    """Number of parameters of a model, without allocating it."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
@@ -145,11 +145,11 @@ def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_feedable(model: PreTrainedModel) -> None:
-    """Refuse what no layout could feed.
+    """Refuse a model that no layout supports.
 
     Raises:
-        ModelError: the model draws noise, sees what comes later, or does to its logits what
-            metaalign does not know.
+        ModelError: the model draws noise, attends to later tokens, or changes its logits in a way
+            that `after_head` does not implement.
     """
     tokens, name = _tokens(model), model.config.model_type
     try:
@@ -159,7 +159,7 @@ def check_feedable(model: PreTrainedModel) -> None:
         hidden = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
         known = after_head(model.config)(head_of(model)(hidden))
     except FEEDING_ERRORS:
-        return  # the refusal that led here says what does not run
+        return  # the caller reports what fails
     if not _close(again, logits):
         raise ModelError(
             f"{name}: the model draws noise while it trains (its router, as a rule), so a token "

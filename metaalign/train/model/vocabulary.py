@@ -1,4 +1,4 @@
-"""The token ids of a template against those of a model: rows that are needed, new, or misplaced."""
+"""Compares a template's token ids with a model's, and adds vocabulary rows to the model."""
 
 import logging
 from typing import Any
@@ -11,36 +11,36 @@ from metaalign.errors import ModelError
 from metaalign.template import Template
 
 NEW_ROW_NOISE = 0.1
-"""Spread of new vocabulary rows around the mean of the old, as a share of the old rows' spread."""
+"""Standard deviation of new vocabulary rows, as a share of that of the old rows."""
 
 logger = logging.getLogger(__name__)
 
 
 def vocabulary_modules(model: Any) -> list[Any]:
-    """Embedding and head; one of them alone where they share their weights."""
+    """Embedding and head; only one of them if they share their weights."""
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
     distinct: dict[int, nn.Module] = {id(m.weight): m for m in modules if m is not None}
     return list(distinct.values())
 
 
 def has_new_tokens(source: str, template: Template) -> bool:
-    """Whether the template has tokens that the pretrained model at `source` never saw."""
+    """Whether the template has tokens that the tokenizer at `source` lacks."""
     own = AutoTokenizer.from_pretrained(source).get_vocab()
     return not own.keys() >= template.tokenizer.get_vocab().keys()
 
 
 def needed_rows(template: Template) -> int:
-    """Rows that the template's tokens need."""
+    """Number of vocabulary rows that the template's tokens need."""
     return max(template.tokenizer.get_vocab().values()) + 1
 
 
 def rows_of(config: PretrainedConfig) -> int:
-    """Rows of the model's embedding."""
+    """Number of rows of the model's embedding."""
     return int(config.get_text_config().vocab_size)
 
 
 def grown_model(source: str, size: int, seed: int) -> Any:
-    """The pretrained model with a vocabulary of at least so many rows; new ones by the seed."""
+    """The pretrained model with a vocabulary of at least `size` rows. The seed sets new ones."""
     model: Any = AutoModelForCausalLM.from_pretrained(source)
     old = model.get_input_embeddings().num_embeddings
     if old >= size:
@@ -54,15 +54,21 @@ def grown_model(source: str, size: int, seed: int) -> Any:
 
 
 def fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
-    """New rows are the mean of the old, so that they are neither likely nor impossible, and a
-    little noise, so that they differ."""
+    """Fill the new rows of `table` with the mean of the old rows plus noise.
+
+    The mean makes new tokens neither likely nor impossible; the noise makes their rows differ.
+    """
     known = table[:old].float()
     noise = torch.randn((len(table) - old, table.shape[1]), generator=generator)
     table[old:] = (known.mean(0) + NEW_ROW_NOISE * known.std(0) * noise).to(table.dtype)
 
 
 def check_tokenizer(source: str, template: Template, setting: str = "model.path") -> None:
-    """The store's token ids must mean to the model what they mean to its own tokenizer."""
+    """Check that every token of the model's tokenizer has the same id in the store.
+
+    Raises:
+        ModelError: there is no tokenizer, or an id differs.
+    """
     try:
         own = AutoTokenizer.from_pretrained(source).get_vocab()
     except (OSError, ValueError) as error:

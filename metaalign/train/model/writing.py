@@ -1,6 +1,6 @@
-"""A trained model as a Hugging Face folder, from weights that come one at a time.
+"""Writes a trained model as a Hugging Face folder, from weights that arrive one at a time.
 
-Knows no checkpoint, no data and no Ray.
+Imports no checkpoint, data or Ray.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,10 @@ from metaalign.train.model.adapters import add_adapters, merge_adapters
 from metaalign.train.model.loading import load_config_of
 
 NamedWeights = Iterable[tuple[str, Tensor]]
-"""Names of trained parameters as the policy has them, and float32 values."""
+"""Names of trained parameters in the policy, and their float32 values."""
 
 _POLICY_PREFIX = "model."
-"""The policy holds the Hugging Face model under this name."""
+"""Prefix of the Hugging Face model's parameters in the policy."""
 
 
 def write_model(
@@ -34,14 +34,14 @@ def write_model(
 ) -> None:
     """Write config and weights of a model that was trained in full.
 
-    The model is held once, in `dtype`, beside one float32 tensor.
+    Memory holds the model once, in `dtype`, and one float32 tensor.
 
     Args:
-        config_folder: A folder with the model's config.
-        shapes: What `weights` will give.
+        config_folder: Folder with the model's config.
+        shapes: Shapes of `weights`, by name.
 
     Raises:
-        ModelError: the weights are not those of this config.
+        ModelError: the shapes are not those of the config.
     """
     config = load_config_of(config_folder)
     with torch.device("meta"):
@@ -63,15 +63,15 @@ def write_merged(
     seed: int,
     dtype: torch.dtype,
 ) -> None:
-    """Write the model that adapters were trained on, with the trained ones merged into it.
+    """Write the initial model with the trained adapters merged into it.
 
     Args:
-        initial: The folder of that model.
+        initial: Folder of the initial model.
         train_vocabulary: Whether embeddings and head were trained too.
-        seed: As for training, `model.seed`.
+        seed: `model.seed` of the training run.
 
     Raises:
-        CheckpointError: the weights are of other adapters.
+        CheckpointError: the weights belong to other adapters.
     """
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=dtype)
     tuner = add_adapters(model, lora, train_vocabulary=train_vocabulary, seed=seed)
@@ -79,7 +79,7 @@ def write_merged(
 
 
 def write_generation_config(folder: Path, template: Template) -> None:
-    """Servers stop at the template's end token and pad with it."""
+    """Write a generation config: servers stop at the template's end token and pad with it."""
     GenerationConfig(
         bos_token_id=template.bos_id, eos_token_id=template.eos_id, pad_token_id=template.eos_id
     ).save_pretrained(folder)
