@@ -60,9 +60,9 @@ def ray_cluster() -> None:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def no_ray() -> None:
-    """No Ray runs yet: the module starts one of its own."""
+    """No Ray runs: the test starts its own, or sees that none is started."""
     ray.shutdown()
 
 

@@ -54,6 +54,7 @@ def url(config: ServeConfig, ray_cluster: None) -> Iterator[str]:  # noqa: ARG00
     stop_serve()
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_port_in_use_is_found_before_anything_starts(config: ServeConfig) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -79,6 +80,7 @@ def test_a_missing_model_is_found_before_anything_starts(config: ServeConfig) ->
         run_serve(config.model_copy(update={"model": "nothing"}))
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_changed_template_is_found_before_anything_starts(
     config: ServeConfig, tmp_path: Path
 ) -> None:
