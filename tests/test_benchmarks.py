@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoConfig, LlamaConfig, MptConfig
 
-from tests.benchmarks import dpo_vs_trl, gpu, invariance, sft_vs_trl
+from tests.benchmarks import architectures, dpo_vs_trl, gpu, invariance, sft_vs_trl
 from tests.benchmarks.contenders import Spec, plan_of
 from tests.benchmarks.duel import Curve, Duel, check_same
 from tests.benchmarks.gpu_arithmetic import (
@@ -179,6 +180,25 @@ def test_exactness_is_measured_against_an_independent_kernel(window: int | None)
     assert max(errors["float32"]) < 1e-5
     for name in ("bfloat16", "sdpa_bfloat16"):
         assert all(1e-5 < error < 0.1 for error in errors[name]), (name, errors)
+
+
+def test_an_architecture_that_is_fed_wrongly_is_found() -> None:
+    found = architectures.checked(LlamaConfig(), "tree")
+    assert found.dtype == "float64"
+    assert not found.wrong
+    # Both follow the place in a row: MPT by its biases, GPT-Neo by windows of 256 tokens.
+    for config in (GPTNeoConfig(), MptConfig()):
+        found = architectures.checked(config, "tree")
+        assert found.wrong
+        assert min(found.short, found.long) > 1e-2
+        assert not architectures.checked(config, "single").wrong
+
+
+def test_a_model_that_hangs_or_crashes_does_not_stop_the_others() -> None:
+    hung = architectures.in_own_process("llama", timeout_s=0)
+    assert hung.layout == "not measured"
+    crashed = architectures.in_own_process("no model type", timeout_s=30)
+    assert (crashed.layout, crashed.reason) == ("not measured", "its process ended with 1")
 
 
 def test_measures_of_a_device_run_anywhere() -> None:
