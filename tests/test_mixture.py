@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from metaalign.config.sections import BatchConfig
+from metaalign.config.batch import BatchConfig
 from metaalign.errors import PlanError
 from metaalign.steps.mixture import mixed_visits, mixture_of
 from metaalign.steps.plan import Plan

@@ -86,7 +86,8 @@ def test_a_group_may_be_as_large_as_the_ratio_allows(
 
 
 def test_a_group_of_one_example_is_never_too_large(prepare: Callable[..., Any]) -> None:
-    assert prepare(plain_pairs(), {"global_batch_size": 8, "max_group_ratio": 0.01})
+    batch = {"global_batch_size": 8, "group_by": "conversation", "max_group_ratio": 0.01}
+    assert prepare(plain_pairs(), batch)
 
 
 @pytest.mark.parametrize(

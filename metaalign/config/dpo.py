@@ -2,11 +2,11 @@
 
 from pydantic import Field, model_validator
 
+from metaalign.config.batch import BatchConfig
 from metaalign.config.checkpoint import CheckpointConfig, check_resizes
 from metaalign.config.places import AbsolutePath
 from metaalign.config.preference_losses import PreferenceLossConfig
 from metaalign.config.sections import (
-    BatchConfig,
     FolderName,
     HeldOutConfig,
     ModelConfig,

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metaalign.config.sections import BatchConfig
+from metaalign.config.batch import BatchConfig
 from metaalign.store.token_store import TokenStore
 from metaalign.train.engines.starting import build_policy
 from metaalign.train.task import Task, gather_materials
