@@ -140,7 +140,7 @@ def test_another_model_is_refused(
     manifest = read_manifest(folder)
     manifest["shapes"]["model.lm_head.weight"] = [1, 2]
     write_manifest(folder, manifest)
-    with pytest.raises(CheckpointError, match="of another model or optimizer"):
+    with pytest.raises(CheckpointError, match="belongs to another model or optimizer"):
         load_checkpoint(plain_engine(tiny_task(tmp_path, make_store)), folder)
 
 

@@ -206,7 +206,7 @@ def test_nothing_but_an_exported_model_is_replaced(
     trained(tiny_task(tmp_path, make_store))
     (tmp_path / "store").mkdir(exist_ok=True)
     before = sorted((tmp_path / output).rglob("*"))
-    with pytest.raises(CheckpointError, match="would be replaced"):
+    with pytest.raises(CheckpointError, match="export would replace it"):
         run_export(ExportConfig(storage=str(tmp_path), run="sft", output=output))
     assert sorted((tmp_path / output).rglob("*")) == before
     run_export(ExportConfig(storage=str(tmp_path), run="sft", output="model"))

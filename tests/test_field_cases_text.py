@@ -160,7 +160,7 @@ def test_case_16_a_sentencepiece_model_alone_says_what_it_needs(tmp_path: Path) 
     # A vocabulary of `<unk>` and `a`, as sentencepiece writes it.
     model = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x08\n\x01a\x15\x00\x00\x80\xbf"
     (tmp_path / "tokenizer.model").write_bytes(model)
-    with pytest.raises(TemplateError, match="needs the package sentencepiece: install it"):
+    with pytest.raises(TemplateError, match="the package sentencepiece is needed: install it"):
         read_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's format
     with pytest.raises(TemplateError, match="tiktoken"):
