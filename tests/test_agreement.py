@@ -65,6 +65,7 @@ def test_one_process_agrees_with_itself() -> None:
     assert met_by_all(ModelError("no")).on_every_worker
 
 
+@pytest.mark.slow
 def test_torchrun_ends_all_when_a_worker_fails_amid_a_step(
     tmp_path: Path, make_store: Callable[..., TokenStore]
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_upload_of_a_job_is_small_and_holds_what_a_job_needs(tmp_path: Path)
     assert package.stat().st_size < 1.1 * sum(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
 def test_a_local_head_asks_for_its_token_runs_a_job_and_leaves_nothing(tmp_path: Path) -> None:
     environment = {

@@ -112,6 +112,7 @@ def test_training_falls_resumes_and_refuses_another_seed(storage: Path) -> None:
         prepare_task(DPOConfig.model_validate({**settings, "seed": 1}), "cpu")
 
 
+@pytest.mark.slow
 def test_the_settings_that_are_logged_are_those_that_trained(storage: Path) -> None:
     def submit(job: Callable[..., object] = run_sft, **changed: Any) -> None:
         config = SFTConfig.model_validate(settings_of(storage, output="logged", **changed))

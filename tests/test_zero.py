@@ -172,13 +172,13 @@ def test_what_offloading_to_nvme_lacks_is_named(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stage": 0, "offload_optimizer": "cpu"}, "stage 0 cuts nothing"),
+        ({"stage": 0, "offload_optimizer": "cpu"}, "stage 0 partitions nothing"),
         ({"stage": 2, "offload_parameters": "cpu"}, "offload_parameters needs stage 3"),
         ({"stage": 2, "hpz_partition_size": 8}, "hpz_partition_size needs stage 3"),
         ({"stage": 2, "offload_optimizer": "nvme", "nvme_path": "/x"}, "nvme needs stage 3"),
         ({"offload_parameters": "cpu"}, "offload_parameters needs offload_optimizer"),
-        ({"offload_optimizer": "nvme"}, "nvme_path and offloading to nvme go together"),
-        ({"nvme_path": "/x"}, "nvme_path and offloading to nvme go together"),
+        ({"offload_optimizer": "nvme"}, "offloading to nvme needs nvme_path, and only then"),
+        ({"nvme_path": "/x"}, "offloading to nvme needs nvme_path, and only then"),
     ],
 )
 def test_settings_that_the_stage_cannot_obey_are_refused(
