@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from metaalign.data.formats.markers import marked_by, split_template, without_end
-from tests.rows import read, reason
+from tests.rows import message, read, reason
 
 CHATML = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ?<|im_end|>\n<|im_start|>assistant\n"
 LLAMA_3 = (
@@ -28,6 +28,9 @@ LLAMA_4 = LLAMA_4.replace("end_|", "header_end|").replace("<|eot_id|>", "<|eot|>
         ("<|system|>\nS</s>\n<|user|>\nQ?</s>\n<|assistant|>\n", "</s>", "S"),
         ("<|system|>\nS<|end|>\n<|user|>\nQ?<|end|>\n<|assistant|>\n", "<|end|>", "S"),
         ("<|system|>\nS\n<|user|>\nQ?\n<|assistant|>\n", "", "S"),
+        ("<|system|>S<|end|><|user|>Q?<|end|><|assistant|>", "<|end|>", "S"),
+        ("<|user|>\nQ?<|end|>\n<|assistant|> ", "<|end|>", ""),
+        ("<|user|> \nQ?</s>\n<|assistant|> ", "</s>", ""),
         ("<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ? [/INST]", " </s>", "S"),
         ("[INST] Q? [/INST]", "</s>", ""),
         ("### Human: Q?\n### Assistant:", "", ""),
@@ -91,6 +94,12 @@ STAYS = "the markers of {} stay in the text, and are trained"
         ("<|user|> is a marker", "Zephyr or Phi"),
         ("<|user|>\na</s>\n<|assistant|>\nb\n<|user|>\nc", "Zephyr or Phi"),
         ("### Human: anatomy\nA chapter.", "Guanaco"),
+        ("<|system|> and <|user|> are what?", "Zephyr or Phi"),
+        ("<|user|> and <|assistant|> are what?", "Zephyr or Phi"),
+        ("<|user|>Hi<|end|><|assistant|>Ho<|end|>", "Zephyr or Phi"),
+        ("[INST] and [/INST] mark what?", "Llama-2 or Mistral"),
+        ("[INST] [/INST]", "Llama-2 or Mistral"),
+        ("### Human: and ### Assistant: mark what?", "Guanaco"),
         ("Below is an instruction.\n\n### Instruction:\nHi\n\n### Response:", "Alpaca"),
     ],
 )
@@ -134,6 +143,28 @@ def test_plain_text_stays_as_it_is_and_nothing_is_told(row: dict[str, str]) -> N
 )
 def test_the_marker_that_closes_an_answer_is_no_part_of_it(answer: str, said: str) -> None:
     assert without_end(answer) == said
+
+
+@pytest.mark.parametrize("prompt", ["Q?", [message("user", "Q?")]])
+@pytest.mark.parametrize("answer", ["GPT-2 ends a text with <|endoftext|>", "</s>", "a <|im_end|>"])
+def test_an_answer_to_a_plain_prompt_may_end_with_a_marker(prompt: Any, answer: str) -> None:
+    (single,) = read("completion", {"prompt": prompt, "completion": answer}).examples
+    assert single.responses[0].text == answer
+    (pair,) = read("pairs", {"prompt": prompt, "chosen": answer, "rejected": "<eos>"}).examples
+    assert [response.text for response in pair.responses] == [answer, "<eos>"]
+
+
+def test_an_answer_that_shows_a_query_of_a_template_stays_text_and_is_told() -> None:
+    shown = "<|im_start|>user\nHi<|im_end|>"
+    for row in (
+        {"prompt": "Show ChatML.", "completion": shown},
+        {"prompt": CHATML, "completion": shown},
+    ):
+        result = read("completion", row)
+        assert [example.responses[0].text for example in result.examples] == [shown]
+        assert result.notices == {STAYS.format("ChatML"): 1}
+    row = {"prompt": "Show ChatML.", "chosen": shown, "rejected": "No."}
+    assert read("pairs", row).examples[0].responses[0].text == shown
 
 
 def test_two_templates_in_a_row_of_a_file_are_both_told() -> None:

@@ -28,7 +28,7 @@ from metaalign.data.formats.fields import (
     text,
 )
 from metaalign.data.formats.loss_flags import loss_weight
-from metaalign.data.formats.markers import split_template, without_end
+from metaalign.data.formats.markers import split_answer, split_template, without_end
 from metaalign.data.formats.messages import (
     CONVERSATIONS,
     Dialogue,
@@ -200,10 +200,11 @@ def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) 
         before, said = split_last(read_messages(row, key), key)
     else:
         said = words(row, key)
-        templated = split_template(said)
-        before, said = (
-            split_last(templated, key) if templated else (Dialogue([]), without_end(said))
-        )
+        templated = split_answer(said)
+        if templated is None:
+            before, said = Dialogue([]), without_end(said) if prompt.is_templated else said
+        else:
+            before, said = split_last(templated, key)
     if before.turns or before.system_info:
         raise RowError(f"{key}: expected the assistant's message alone, got {short(row[key])}")
     answer = Response(said, helpsteer_scores(row), desirable=good)

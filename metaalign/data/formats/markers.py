@@ -5,11 +5,15 @@
     Llama-4             "<|header_start|>user<|header_end|>\\n\\nHi<|eot|>"
     Gemma               "<bos><start_of_turn>user\\nHi<end_of_turn>\\n<start_of_turn>model\\n"
     Zephyr and Phi      "<|user|>\\nHi</s>\\n<|assistant|>\\n", or with <|end|> for </s>
+    Phi                 "<|user|>Hi<|end|><|assistant|>"
     Llama-2 and Mistral "<s>[INST] <<SYS>>\\nBe brief.\\n<</SYS>>\\n\\nHi [/INST] Hello! </s>"
     Guanaco             "### Human: Hi### Assistant: Hello!"
 
 A text is split only if it follows a template from beginning to end. Only a beginning-of-sequence
-token may precede the template's first marker. A text that mentions a marker stays a text.
+token may precede the template's first marker. A text that mentions a marker stays a text, and so
+does one whose turns do not fit its place: a prompt begins and ends with the user, an answer ends
+with the assistant, and no turn is empty. An answer's end marker is removed only under a prompt that
+was split.
 """
 
 import re
@@ -40,12 +44,14 @@ class _Template:
         header: Pattern that opens a turn; its group is the role.
         ends: Any of these closes a turn.
         closes: Whether every turn but the last must be closed.
+        alone: Whether a header and one turn that is not closed follow the template.
     """
 
     name: str
     header: re.Pattern[str]
     ends: tuple[str, ...]
     closes: bool = True
+    alone: bool = True
 
 
 _TEMPLATES = (
@@ -60,12 +66,14 @@ _TEMPLATES = (
     ),
     _Template("Gemma", re.compile(r"<start_of_turn>(\w+)(?:\n|$)"), ("<end_of_turn>",)),
     _Template(
-        "Zephyr or Phi",
-        re.compile(r"<\|(system|user|assistant)\|>(?:\n|$)?"),
+        "Zephyr",
+        re.compile(r"<\|(system|user|assistant)\|>(?:[ \t]*\n|\s*$)"),
         ("<|end|>", "</s>"),
         closes=False,
+        alone=False,
     ),
-    _Template("Guanaco", re.compile(r"###\s?(Human|Assistant):"), (), closes=False),
+    _Template("Phi", re.compile(r"<\|(system|user|assistant)\|>"), ("<|end|>",), alone=False),
+    _Template("Guanaco", re.compile(r"###\s?(Human|Assistant):"), (), closes=False, alone=False),
 )
 _LLAMA_2 = "Llama-2 or Mistral"
 _SYSTEM = re.compile(r"<<SYS>>(.*?)<</SYS>>(.*)", re.DOTALL)
@@ -142,9 +150,24 @@ def split_template(text: str) -> Dialogue | None:
     if begun.startswith("[INST]"):
         return _split_instructions(begun)
     for template in _TEMPLATES:
-        if template.header.match(begun):
-            return _split_headers(begun, template)
+        found = _split_headers(begun, template) if template.header.match(begun) else None
+        if found is not None:
+            return found
     return None
+
+
+def split_prompt(text: str) -> Dialogue | None:
+    """The turns of a prompt in another template, as `split_template`, from the user to the user."""
+    said = split_template(text)
+    fits = said is not None and said.turns[0].role == said.turns[-1].role == "user"
+    return said if fits else None
+
+
+def split_answer(text: str) -> Dialogue | None:
+    """The turns of an answer in another template, as `split_template`, the assistant's last."""
+    said = split_template(text)
+    fits = said is not None and said.turns[-1].role == "assistant"
+    return said if fits else None
 
 
 def without_end(answer: str) -> str:
@@ -184,7 +207,7 @@ def _split_headers(text: str, template: _Template) -> Dialogue | None:
     if any(end in words for end in template.ends for words in said):
         return None
     wanted = closed[:-1] if template.closes or any(closed[:-1]) else []
-    if not all(wanted) or (not template.closes and len(roles) < 2 and not any(closed)):
+    if not all(wanted) or (not template.alone and len(roles) < 2 and not any(closed)):
         return None
     return _dialogue(roles, said)
 
@@ -213,7 +236,7 @@ def _split_instructions(text: str) -> Dialogue | None:
 
 
 def _dialogue(roles: list[str | None], said: list[str]) -> Dialogue | None:
-    """The turns and an optional first system text; None if a role is unknown."""
+    """The turns and an optional first system text; None if a role is unknown or a turn empty."""
     system = ""
     if roles[0] == "system":
         system, roles, said = said[0], roles[1:], said[1:]
@@ -222,6 +245,6 @@ def _dialogue(roles: list[str | None], said: list[str]) -> Dialogue | None:
     turns = [
         Turn(role, words)
         for role, words in zip(roles, said, strict=True)
-        if role in ("user", "assistant")
+        if role in ("user", "assistant") and words
     ]
-    return Dialogue(turns, system) if turns and len(turns) == len(roles) else None
+    return Dialogue(turns, system, True) if turns and len(turns) == len(roles) else None

@@ -38,10 +38,15 @@ _READ = frozenset({"role", "content", "from", "value", "messages", *LOSS_FLAGS, 
 
 
 class Dialogue(NamedTuple):
-    """Turns and the system message before them."""
+    """Turns and the system message before them.
+
+    Attributes:
+        is_templated: Whether they were split from a text of another chat template.
+    """
 
     turns: list[Turn]
     system_info: str = ""
+    is_templated: bool = False
 
 
 def one_system(*said: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metaalign.data.formats.fields import is_filled, items, one_of, short, text
-from metaalign.data.formats.markers import split_template
+from metaalign.data.formats.markers import split_prompt
 from metaalign.data.formats.messages import (
     CONVERSATIONS,
     Dialogue,
@@ -54,7 +54,7 @@ def read_prompt(row: Mapping[str, Any]) -> Dialogue | None:
     said = _spoken(row, key)
     if said is not None:
         refuse_beside(row, key)
-        return Dialogue(said.turns, one_system(said.system_info, system))
+        return said._replace(system_info=one_system(said.system_info, system))
     asked = text(row, key)
     more = [text(row, name, "") for name in ("input", "context") if name != key]
     asked = "\n\n".join([asked, *(part for part in more if part.strip() and part != asked)])
@@ -85,7 +85,7 @@ def _spoken(row: Mapping[str, Any], key: str) -> Dialogue | None:
     if not isinstance(row[key], str):
         return read_messages(row, key)
     said = words(row, key)
-    templated = split_template(said)
+    templated = split_prompt(said)
     if templated is not None:
         return templated
     turns = read_open_transcript(said, key)

@@ -16,7 +16,7 @@ from typing import Any
 
 from metaalign.data.formats.fields import number
 from metaalign.data.formats.loss_flags import loss_weight
-from metaalign.data.formats.markers import split_template, without_end
+from metaalign.data.formats.markers import split_answer, without_end
 from metaalign.data.formats.messages import (
     Dialogue,
     holds_turns,
@@ -99,9 +99,7 @@ def read_sides(row: Mapping[str, Any], prompt: Dialogue, keys: Keys) -> tuple[Di
     Raises:
         RowError: as in `pair_under`.
     """
-    (before, first), (other, second) = (
-        _side(row, key, prompted=bool(prompt.turns)) for key in keys
-    )
+    (before, first), (other, second) = (_side(row, key, prompt) for key in keys)
     if before.system_info != other.system_info or not same_turns(before.turns, other.turns):
         raise RowError(f"{keys[0]} and {keys[1]} differ before their last turn")
     if before.turns and not holds_turns(before.turns, prompt.turns):
@@ -124,7 +122,7 @@ def is_pair(row: Mapping[str, Any]) -> bool:
     return sides_of(row) is not None or row.get("rejected_response") is not None
 
 
-def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue, str]:
+def _side(row: Mapping[str, Any], key: str, prompt: Dialogue) -> tuple[Dialogue, str]:
     """The turns before an answer, if the field repeats them, and the answer."""
     value = row.get(key)
     if isinstance(value, dict):
@@ -136,12 +134,12 @@ def _side(row: Mapping[str, Any], key: str, *, prompted: bool) -> tuple[Dialogue
         _refuse_untrained(value[-1] if value else {}, key)
         return split_last(messages, key)
     answer = words(row, key)
-    templated = split_template(answer)
+    templated = split_answer(answer)
     if templated is not None:
         return split_last(templated, key)
-    if is_transcript(answer) or not prompted:
+    if is_transcript(answer) or not prompt.turns:
         return split_last(Dialogue(read_transcript(answer, key)), key)
-    return Dialogue([]), without_end(answer)
+    return Dialogue([]), without_end(answer) if prompt.is_templated else answer
 
 
 def _refuse_untrained(message: Mapping[str, Any], key: str) -> None:
