@@ -24,6 +24,20 @@ def test_an_answer_that_is_flagged_off_is_not_trained(flags: dict[str, Any]) -> 
     assert result.ignored == {}
 
 
+@pytest.mark.parametrize(
+    ("flags", "weight"), [({"loss": False}, 0), ({"weight": 0}, 0), ({"train": False}, 0),
+                          ({"loss_weight": 0.5}, 0.5), ({}, 1)],
+)  # fmt: skip
+def test_an_exchange_has_the_flags_of_its_answer(flags: dict[str, Any], weight: float) -> None:
+    talk = [{"input": "Hi", "output": "draft", **flags}, {"input": "Q?", "output": "A"}]
+    result = read("messages", {"conversation": talk})
+    trained = {each.responses[0].text: each.weight for each in result.examples}
+    assert trained == ({"draft": weight, "A": 1} if weight else {"A": 1})
+    assert result.ignored == {}
+    lists = {"conversation": [["Hi", "a"], ["Q?", "A"]]}
+    assert [each.weight for each in read("messages", lists).examples] == [1, 1]
+
+
 def test_a_list_beside_the_messages_says_which_are_trained() -> None:
     row = {"messages": TWO, "loss_mask": [0, 1, 0, 0]}
     assert [each.responses[0].text for each in read("messages", row).examples] == ["draft"]
@@ -41,6 +55,13 @@ def test_a_weight_of_an_answer_and_one_of_its_row_weigh_the_example() -> None:
         ("messages", {"messages": [*ASKED, message("assistant", "a", mask=1)]},
          "messages: mask may keep an answer or leave it out; say train: true or false of the whole "
          "message"),
+        ("messages", {"conversation": [{"input": "Hi", "output": "a", "loss": False}]},
+         "conversation: every answer has the weight 0; nothing to train"),
+        ("messages", {"conversation": [{"input": "Hi", "output": "a", "mask": 1}]},
+         "conversation: mask may keep an answer or leave it out; say train: true or false of the "
+         "whole message"),
+        ("messages", {"conversation": [{"input": "Hi", "output": "a", "system": "Be kind."}]},
+         "conversation: system inside an exchange; put it beside conversation, as system"),
         ("messages", {"messages": [*ASKED, message("assistant", "a", loss=-1)]},
          "messages: loss must not be negative, got -1"),
         ("pairs", {"chosen": [*ASKED, message("assistant", "a", loss=False)], "rejected": OTHER},

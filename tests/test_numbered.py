@@ -61,6 +61,23 @@ def test_the_arenas_winner_may_stand_in_three_columns_and_in_conversations() -> 
     assert order("arena", {**talks, "winner": "model_b"}) == "b > a"
 
 
+def test_the_arenas_turns_may_be_json_text() -> None:
+    row = {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": '["b"]', "winner": "model_b"}
+    assert order("arena", row) == "b > a"
+    result = read("arena", row)
+    assert [turn.text for turn in result.examples[0].turns] == ["Hi"]
+    assert result.notices == {
+        f"{key}: JSON text is read as turns": 1 for key in ("prompt", "response_a", "response_b")
+    }
+    two = {**row, "prompt": '["Q", "Hi"]', "response_a": '["c", "a"]', "response_b": '["c", "b"]'}
+    (example,) = read("arena", two).examples
+    assert [turn.text for turn in example.turns] == ["Q", "c", "Hi"]
+    assert example.order_scores() == [0.0, 1.0]
+    for prompt in ('["Hi"', "[Hi]", "[]", "[1]"):
+        (plain,) = read("arena", {**row, "prompt": prompt}).examples
+        assert (plain.turns[0].text, plain.responses[0].text) == (prompt, '["a"]')
+
+
 def test_neither_of_two_bad_answers_is_desirable() -> None:
     (example,) = read("arena", {**ARENA, "winner": "tie (bothbad)"}).examples
     assert [response.desirable for response in example.responses] == [False, False]
@@ -134,6 +151,18 @@ UNCLEAR = (
                                                            message("assistant", "c")],
                    "conversation_b": [*OTHER, message("user", "More"), message("assistant", "d")]},
          "conversation_a and conversation_b differ before their last turn"),
+        ("arena", {"prompt": '["Q", "Hi"]', "response_a": '["c", "a"]',
+                   "response_b": '["d", "b"]', "winner": "model_a"},
+         "response_a and response_b differ before their last turn"),
+        ("arena", {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": "[null]",
+                   "winner": "model_a"},
+         "response_b: content is missing"),
+        ("arena", {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": '["b", "c"]',
+                   "winner": "model_a"},
+         "response_b: the number of turns must be that of prompt, 1, got 2"),
+        ("arena", {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": '["b"]',
+                   "winner": "model_a", "context": "c"},
+         "context beside a conversation in prompt; put it into that conversation"),
         ("pandalm", {**PANDALM, "annotator1": 1, "annotator2": 2, "annotator3": 0},
          "annotators: no verdict has the most votes, got [1, 2, 0]"),
         ("pandalm", {**PANDALM, "annotator1": 3},

@@ -120,7 +120,11 @@ def _pair_with_last(row: Mapping[str, Any], key: str, said: Dialogue, source: So
 def _weights(row: Mapping[str, Any], key: str, turns: Sequence[Turn]) -> list[float]:
     """The weight of every turn; 0 for the user's turns."""
     if is_exchanges(row[key]):
-        weights = [float(turn.role == "assistant") for turn in turns]
+        flags = [each if isinstance(each, dict) else {} for each in row[key]]
+        weights = [
+            loss_weight(flags[place // 2], key) if turn.role == "assistant" else 0.0
+            for place, turn in enumerate(turns)
+        ]
     else:
         weights = [
             loss_weight(message, key) if turn.role == "assistant" else 0.0

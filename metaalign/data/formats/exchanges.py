@@ -1,5 +1,7 @@
 """Reads conversations as lists of queries and answers, without roles.
 
+The last answer of a list may be missing. An exchange may have the loss flags of a message.
+
 Capybara  [{"input": "Hi", "output": "Hello!"}, {"input": "More", "output": "Sure."}]
 ms-swift  [{"human": "Hi", "assistant": "Hello!"}]
 pairs     [["Hi", "Hello!"], ["More", "Sure."]]
@@ -15,6 +17,7 @@ from metaalign.examples import Turn
 
 _ASKED = ("input", "human", "user", "question", "query", "prompt", "instruction")
 _ANSWERED = ("output", "assistant", "gpt", "bot", "answer", "response", "completion")
+_SYSTEM = ("system", "system_prompt")
 EXCHANGE_KEYS = frozenset({*_ASKED, *_ANSWERED})
 """Keys of an exchange that is an object."""
 
@@ -56,6 +59,9 @@ def _exchange(value: Mapping[str, Any] | Sequence[Any], key: str) -> Sequence[An
         if len(value) != 2:
             raise RowError(f"{key}: expected [query, answer], got {short(value)}")
         return value
+    system = next((name for name in _SYSTEM if is_filled(value.get(name))), None)
+    if system is not None:
+        raise RowError(f"{key}: {system} inside an exchange; put it beside {key}, as system")
     asked = text(value, one_of(value, _ASKED, "a query"))
     answer = value.get(one_of(value, _ANSWERED, "an answer"))
     return [asked, answer if is_filled(answer) else None]

@@ -6,7 +6,8 @@ helpsteer   {"prompt": "Hi", "response_1": "Hello!", "response_2": "Go.",
              "response2": "Go.", "overall_preference": -2}
 arena       {"conversation_a": [...], "conversation_b": [...], "winner": "model_a"}, or
             {"prompt": "Hi", "response_a": "Hello!", "response_b": "Go.", "winner": "model_a"}, or
-            in place of the winner "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0
+            in place of the winner "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0; the
+            prompt and both answers may be JSON texts such as "[\\"Hi\\"]", a list of all turns
 pandalm     {"instruction": "Hi", "input": "", "response1": "Hello!", "response2": "Go.",
              "annotator1": 1, "annotator2": 1, "annotator3": 2}
 numbered    {"instruction": "Hi", "input": "", "output_1": "Hello!", "output_2": "Go.",
@@ -16,20 +17,22 @@ numbered    {"instruction": "Hi", "input": "", "output_1": "Hello!", "output_2":
 Below 0, HelpSteer's preference is for the first answer: -3 is "Response 1 is much better than
 Response 2", 3 the other way round, 0 about the same,
 https://huggingface.co/datasets/nvidia/HelpSteer3. The Arena's winner is model_a, model_b, tie or
-"tie (bothbad)", https://huggingface.co/datasets/lmsys/chatbot_arena_conversations. PandaLM's
+"tie (bothbad)", https://huggingface.co/datasets/lmsys/chatbot_arena_conversations. Turns as JSON
+text are of https://huggingface.co/datasets/lmsys/lmsys-arena-human-preference-55k. PandaLM's
 annotators give 1 or 2, or 0 for a tie, and the majority decides,
 https://github.com/WeOpenML/PandaLM. AlpacaFarm's preference is 1 or 2,
 https://github.com/tatsu-lab/alpaca_farm. A number in any other data may count from 0 or from 1, so
 it is refused there.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from metaalign.data.formats.fields import as_number, number, one_of, short
 from metaalign.data.formats.messages import Dialogue, one_system, read_messages
-from metaalign.data.formats.prompts import read_prompt, read_system
+from metaalign.data.formats.prompts import read_prompt, read_system, refuse_beside
 from metaalign.data.formats.sides import Keys, read_sides
 from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
@@ -114,10 +117,50 @@ def read_arena(row: Row, source: Source, options: SourceOptions) -> list[Example
     keys = answers_of(row, ARENA)
     if keys is None:
         raise RowError("two answers are missing")
-    prompt = Dialogue([], read_system(row)) if keys == ARENA[0] else _prompt(row)
+    is_json = keys == ARENA[1] and has_turns_as_json(row)
+    if is_json:
+        refuse_beside(row, "prompt")
+        row = _with_conversations(row)
+    is_whole = is_json or keys == ARENA[0]
+    prompt = Dialogue([], read_system(row)) if is_whole else _prompt(row)
     if row.get("winner") is None:
         return [_judged(row, prompt, keys, _one_hot(row), source)]
     return [_named(row, prompt, keys, "winner", source)]
+
+
+def has_turns_as_json(row: Row) -> bool:
+    """Whether the prompt and both lettered answers are JSON texts of lists of turns."""
+    return all(_turns(row.get(key)) is not None for key in ("prompt", *ARENA[1]))
+
+
+def _turns(value: Any) -> list[str | None] | None:
+    """The turns in a JSON text, null where an answer is missing; None for any other value."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return None
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    is_turns = bool(turns) and all(isinstance(said, str | None) for said in turns)
+    return turns if is_turns else None
+
+
+def _with_conversations(row: Row) -> Row:
+    """The row with a conversation in place of each answer that is turns as JSON text."""
+    asked = _turns(row["prompt"]) or []
+    talks = {}
+    for key in ARENA[1]:
+        answers = _turns(row[key]) or []
+        if len(answers) != len(asked):
+            raise RowError(
+                f"{key}: the number of turns must be that of prompt, {len(asked)}, got {len(answers)}"
+            )
+        talks[key] = [
+            {"role": role, "content": said}
+            for exchange in zip(asked, answers, strict=True)
+            for role, said in zip(("user", "assistant"), exchange, strict=True)
+        ]
+    return {**row, **talks}
 
 
 def _one_hot(row: Row) -> tuple[float, float]:

@@ -40,6 +40,7 @@ from metaalign.data.formats.numbered import (
     STRENGTHS,
     WINNERS,
     annotators_of,
+    has_turns_as_json,
     read_arena,
     read_helpsteer,
     read_numbered,
@@ -149,6 +150,11 @@ def _names(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return ["+".join(keys) for keys in pairs]
 
 
+def _told_of_json(row: Row) -> Sequence[str]:
+    keys = ("prompt", *ARENA[1])
+    return [f"{key}: JSON text is read as turns" for key in keys if has_turns_as_json(row)]
+
+
 def _pair_or_label(row: Row) -> Sequence[str]:
     return pair_ratings(row) if is_pair(row) else LABELS
 
@@ -196,6 +202,7 @@ SHAPES: dict[str, Shape] = {
         read=read_arena,
         more=(*_PROMPT, *_keys_of(ARENA), "winner", *ONE_HOT),
         matches=telling.is_arena,
+        notices=_told_of_json,
         needs=[_names(ARENA), ("winner", "+".join(ONE_HOT))],
     ),
     "pandalm": _shape(
