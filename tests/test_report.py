@@ -121,6 +121,17 @@ def test_the_files_are_written_whole(tmp_path: Path) -> None:
         assert matplotlib.image.imread(file).std() > 0.05  # something is drawn
 
 
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    console = Console(record=True, width=200, file=io.StringIO())
+    folder, named = "/mnt/runs[/a]/sft", dict(PAIRS_ALONE["held_out"])
+    named["reference"] = {"model": None, "folder": folder, "reason": "the start"}
+    families = {"following": {"[b]": REPORT["families"]["following"]["brief"]}}
+    show_report({**REPORT, "held_out": named, "families": families}, console)
+    text = console.export_text()
+    assert folder in text
+    assert "[b]" in text
+
+
 def test_a_report_of_held_out_examples_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
     write_report({**REPORT, "held_out": HELD_OUT}, [{"id": "a"}], tmp_path)
     assert len(list(tmp_path.iterdir())) == 6

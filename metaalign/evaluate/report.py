@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from metaalign.evaluate.plots import families_figure, held_out_figure, metrics_figure
 from metaalign.folders import write_whole
@@ -69,17 +70,18 @@ _OPTIONAL = {"answers.jsonl", "metrics.png", "families.png", "held_out.png"}
 
 
 def show_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the tables and remarks to the console."""
+    """Print the tables and remarks to the console, names with brackets as they are."""
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     for table in tables(report):
-        console.print(as_rich(table))
+        console.print(as_rich(table), markup=False)
     for line in _remarks(report):
-        console.print(line)
+        console.print(line, markup=False)
 
 
 def as_rich(table: Table) -> RichTable:
     """Convert a table to one of the rich package."""
-    shown = RichTable(title=table.title, title_justify="left")
+    title = Text(table.title, style="table.title")  # a str would be read as markup
+    shown = RichTable(title=title, title_justify="left")
     for number, column in enumerate(table.columns):
         shown.add_column(column, justify="left" if number == 0 else "right")
     for row in table.rows:
