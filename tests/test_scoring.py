@@ -1,5 +1,6 @@
 """A worker's log-probabilities of held-out examples are those of the model alone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from metaalign.errors import LayoutError, ModelError
 from metaalign.evaluate.held_out import select_held_out
+from metaalign.evaluate.inputs import shared_context
 from metaalign.evaluate.scoring import (
     MICRO_BATCH_TOKENS,
     PolicyEngine,
@@ -20,6 +22,7 @@ from metaalign.evaluate.scoring import (
 from metaalign.steps.plan import Layout
 from metaalign.store.token_store import TokenStore
 from metaalign.template import Template
+from metaalign.train.checkpoints.recipe import RECIPE_FILE
 from tests.tiny_model import plain_logprob, save_tiny_model
 
 LIMITS = {"context": 256, "examples": None, "seed": 0}
@@ -129,6 +132,25 @@ def test_long_rope_is_measured_where_no_sequence_is_longer_than_its_first_contex
     crossed = save_long_rope(tmp_path / "short", original=longest - 1, template=store.template)
     with pytest.raises(LayoutError, match="phi3: layers of type"):
         choose_scoring_layout(crossed, held)
+
+
+def test_a_model_trained_on_shorter_examples_is_measured_on_those(
+    storage: Path, tmp_path: Path
+) -> None:
+    store = TokenStore.open(storage / "store")
+    lengths = [part.sequence_length.max() for part in select_held_out(store, **LIMITS).parts()]
+    original = int(max(lengths)) - 1
+    folder = save_long_rope(tmp_path / "sft", original=original, template=store.template)
+    folders = [folder, storage / "first"]
+    assert shared_context(folders) == 256  # the other model's
+    recipe = {"job": "sft", "config": {"model": {"context": original}}}
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe))
+    assert shared_context(folders) == original
+    held = select_held_out(store, **{**LIMITS, "context": shared_context(folders)})
+    assert choose_scoring_layout(folder, held) == "tree"
+    recipe["config"]["model"]["context"] = 10**6
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe))
+    assert shared_context([folder]) == 131_072
 
 
 def test_weights_that_cannot_be_read_are_named(storage: Path, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 All problems with the models are reported together. Does not import Ray.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from metaalign.config import EvaluateConfig, resolve
 from metaalign.data.recipes.cases import Case
 from metaalign.errors import DataError, ModelError, TemplateError
-from metaalign.evaluate.reference import ChosenReference
+from metaalign.evaluate.reference import ChosenReference, recipe_beside
 from metaalign.examples import HELD_OUT
-from metaalign.generate.embedded import check_folder
+from metaalign.generate.embedded import check_folder, context_in
 from metaalign.store.token_store import CASES_FILE, TokenStore
 from metaalign.template import Template
+from metaalign.train.model.loading import load_config_of
 
 
 def holds_cases(store: Path) -> bool:
@@ -78,6 +80,25 @@ def check_models(
     if problems:
         lines = [*map(str, problems), _other_models(config)]
         raise type(problems[0])("\n  ".join(lines))
+
+
+def shared_context(folders: Iterable[Path]) -> int:
+    """Most tokens of an example that every model is measured on.
+
+    An export keeps the context length in its model's config, so if training had a smaller
+    `model.context`, only the recipe tells it. A model with long RoPE, for example, can be measured
+    no further than it was trained.
+
+    Raises:
+        ModelError: a config states no context length, or a recipe cannot be read.
+    """
+    return min(_context(folder) for folder in folders)
+
+
+def _context(folder: Path) -> int:
+    stated = context_in(load_config_of(folder), folder)
+    setting = recipe_beside(folder).get("config", {}).get("model", {}).get("context")
+    return stated if setting is None else min(stated, setting)
 
 
 def _other_models(config: EvaluateConfig) -> str:

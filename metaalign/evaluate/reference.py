@@ -32,7 +32,7 @@ def choose_reference(config: EvaluateConfig) -> ChosenReference | None:
         folder = resolve(config.storage, config.reference)
         return ChosenReference(folder, "the model that the setting `reference` names")
     folders = {name: resolve(config.storage, given) for name, given in config.models.items()}
-    recipes = {name: _recipe(folder) for name, folder in folders.items()}
+    recipes = {name: recipe_beside(folder) for name, folder in folders.items()}
     trained_by_dpo = _last_of_job(recipes, "dpo")
     if trained_by_dpo is not None:
         return _start_of(trained_by_dpo, recipes[trained_by_dpo], config)
@@ -49,8 +49,12 @@ def _last_of_job(recipes: Mapping[str, Mapping[str, Any]], job: str) -> str | No
     return names[-1] if names else None
 
 
-def _recipe(folder: Path) -> dict[str, Any]:
-    """The recipe that the export job wrote beside a model; empty for other models."""
+def recipe_beside(folder: Path) -> dict[str, Any]:
+    """The recipe that the export job wrote beside a model; empty for other models.
+
+    Raises:
+        ModelError: the recipe cannot be read.
+    """
     file = folder / RECIPE_FILE
     try:
         recipe = json.loads(file.read_text(encoding="utf-8"))

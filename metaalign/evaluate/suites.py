@@ -31,16 +31,15 @@ from metaalign.evaluate.inputs import (
     holds_cases,
     nothing_to_evaluate,
     read_cases,
+    shared_context,
 )
 from metaalign.evaluate.rates import build_report
 from metaalign.evaluate.reference import choose_reference
 from metaalign.evaluate.report import show_report, write_report
 from metaalign.evaluate.scoring import Scorer, choose_scoring_layout
-from metaalign.generate.embedded import context_in
 from metaalign.steps.plan import Layout
 from metaalign.store.token_store import TokenStore
 from metaalign.tracking import Run
-from metaalign.train.model.loading import load_config_of
 
 
 def run_evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
@@ -119,9 +118,8 @@ def measure_models(config: EvaluateConfig, store: TokenStore) -> dict[str, Any] 
     }
     start = None if reference is None else reference.folder.resolve()
     every = {*folders.values(), *([] if start is None else [start])}
-    contexts = [context_in(load_config_of(folder), folder) for folder in sorted(every)]
     limits = {
-        "context": min(contexts),
+        "context": shared_context(every),
         "examples": config.held_out_examples,
         "seed": config.seed,
     }

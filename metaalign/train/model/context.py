@@ -1,6 +1,8 @@
 """The context length of a model: from its config, or from `model.context`.
 
-Training, generation, evaluation and serving all use it. Reads neither weights nor data.
+Training takes the smaller of the two. Generation and serving take what the exported config states,
+which `model.context` lowers for training alone; evaluation measures held-out examples as long as
+training took them. Reads neither weights nor data.
 """
 
 from transformers import PretrainedConfig
