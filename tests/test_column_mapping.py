@@ -249,7 +249,16 @@ def test_a_data_set_of_the_library_can_be_named(tmp_path: Path) -> None:
          "columns: {chosen: winning, rejected: losing}"),
         ({"dialog": CONVERSATION, "liked": True}, "columns: {messages: dialog, label: liked}"),
         ({"ask": "Q", "out1": "a", "out2": "b", "out3": "c", "mark1": 1, "mark2": 3, "mark3": 2},
-         "columns: {prompt: ask, responses: [out1, out2, out3], scores: [mark1, mark2, mark3]}"),
+         "columns: {prompt: ask, responses: [out1, out2, out3], scores: [mark1, mark2, mark3]} "
+         "where a higher score is better"),
+        ({**PAIR, "better": "answer_b"},
+         "columns: {prompt: question, chosen: answer_b, rejected: answer_a} only if answer_b is "
+         "the better answer in every row; the column better, here 'answer_b', seems to say which "
+         "one is (not used: better)"),
+        ({**PAIR, "choice": 0},
+         "columns: {prompt: question, chosen: answer_a, rejected: answer_b} only if answer_a is "
+         "the better answer in every row; the column choice, here 0, seems to say which one is "
+         "(not used: choice)"),
         ({"foo": "a", "bar: x": "b"},
          'columns: {prompt: foo, response: "bar: x"} if these two are prompt and answer'),
         ({"foo": 1, "bar": "b"}, ""),
@@ -272,6 +281,20 @@ def test_an_unknown_row_gets_a_line_to_paste(row: dict[str, Any], proposed: str)
         "messages",
         "rated",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_score"),
+    [("rank", False), ("toxicity", False), ("id", False), ("tokens", False), ("loss_score", False),
+     ("gap", False), ("score", True), ("helpfulness_rating", True), ("overallScore", True)],
+)  # fmt: skip
+def test_only_numbers_of_which_more_is_better_are_proposed_as_scores(
+    name: str, is_score: bool
+) -> None:
+    answers = {"ask": "Q", "answer_1": "a", "answer_2": "b"}
+    proposed = propose_columns({**answers, f"{name}_1": 1, f"{name}_2": 2})
+    assert ("scores" in proposed) == is_score
+    assert is_score or proposed.endswith(f"(not used: {name}_1, {name}_2)")
 
 
 def test_settings_of_columns_are_frozen() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metaalign.config.columns import ColumnsConfig
+from metaalign.data.formats.fields import short
 from metaalign.data.formats.shapes import shape_of
 from metaalign.data.sources.column_mapping import map_row
 from metaalign.data.sources.outcome import printable
@@ -43,7 +44,19 @@ _NUMBERED = re.compile(
 )
 """Parts of names that distinguish columns of one kind."""
 
-_SIDES_NOTE = "where {chosen} is the better answer"
+_SCORES = ("score", "rating", "rate", "reward", "overall", "helpfulness", "quality", "mark",
+           "grade")  # fmt: skip
+"""Words in the names of numbers of which a higher one is better."""
+
+_NO_SCORES = ("rank", "id", "loss", "toxicity", "toxic", "harm", "harmful", "harmfulness", "error",
+              "perplexity", "cost", "penalty", "length", "token", "time", "count")  # fmt: skip
+"""Words in the names of numbers of which a lower one may be better, or that say nothing."""
+
+_DECIDERS = ("better", "best", "preferred", "preference", "winner", "winning", "chosen", "choice",
+             "selected", "label")  # fmt: skip
+"""Words in the names of columns that say, row by row, which of two answers is better."""
+
+_SCORES_NOTE = "where a higher score is better"
 _ORDER_NOTE = "if these two are prompt and answer"
 
 Named = dict[str, str | list[str]]
@@ -53,7 +66,8 @@ def propose_columns(row: Mapping[str, Any]) -> str:
     """A settings line that makes the row readable, with what to check; empty if none is found."""
     held = dict(_held(row))
     by_words = _by_words(held)
-    guesses = [(_scored(held), ""), (_two_sides(held), _SIDES_NOTE), (by_words, "")]
+    sides, sides_note = _two_sides(held)
+    guesses = [(_scored(held), _SCORES_NOTE), (sides, sides_note), (by_words, "")]
     guesses.insert(0 if "chosen" in by_words else 2, (by_words, ""))
     for named, doubt in [*guesses, (_in_order(held), _ORDER_NOTE)]:
         if named and _is_readable(row, named):
@@ -145,7 +159,7 @@ def _families(names: Iterable[str]) -> Iterator[dict[str, str]]:
 def _scored(held: Mapping[str, Any]) -> Named:
     """Numbered answers with one score each."""
     for answers in _families(name for name, value in held.items() if _speaks(value)):
-        for scores in _families(name for name, value in held.items() if _is_number(value)):
+        for scores in _families(name for name, value in held.items() if _is_score(name, value)):
             prompt = _prompt_column(held, answers.values())
             if prompt and scores.keys() == answers.keys():
                 columns = [scores[tag] for tag in answers]
@@ -153,14 +167,25 @@ def _scored(held: Mapping[str, Any]) -> Named:
     return {}
 
 
-def _two_sides(held: Mapping[str, Any]) -> Named:
-    """Two numbered columns as the two answers, in an order that the user must check."""
+def _two_sides(held: Mapping[str, Any]) -> tuple[Named, str]:
+    """Two numbered columns as the two answers, and a note on what the user must check."""
     for family in _families(name for name, value in held.items() if _speaks(value)):
         prompt = _prompt_column(held, family.values())
-        if len(family) == 2 and prompt:
-            (_, first), (_, second) = sorted(family.items())
-            return {"prompt": prompt, "chosen": first, "rejected": second}
-    return {}
+        if len(family) != 2 or not prompt:
+            continue
+        (_, first), (_, second) = answers = sorted(family.items())
+        decider = _best(held, _DECIDERS, _is_scalar, {prompt, first, second})
+        # Its value may be the column's name or the part that differs, such as answer_b or B.
+        if decider is not None and str(held[decider]).lower() in (second.lower(), answers[1][0]):
+            first, second = second, first
+        note = f"where {first} is the better answer"
+        if decider is not None:
+            note = (
+                f"only if {first} is the better answer in every row; the column {decider}, here "
+                f"{short(held[decider])}, seems to say which one is"
+            )
+        return {"prompt": prompt, "chosen": first, "rejected": second}, note
+    return {}, ""
 
 
 def _prompt_column(held: Mapping[str, Any], answers: Iterable[str]) -> str | None:
@@ -193,6 +218,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _is_score(name: str, value: Any) -> bool:
+    """Whether a column is a number of which, by its name, a higher one is better."""
+    words = {word.removesuffix("s") for word in _words_of(name)}
+    good, other = ({word.removesuffix("s") for word in some} for some in (_SCORES, _NO_SCORES))
+    return _is_number(value) and not words.isdisjoint(good) and words.isdisjoint(other)
+
+
 def _proposal(row: Mapping[str, Any], named: Named, doubt: str) -> str:
     ordered = {what: named[what] for what in ColumnsConfig.model_fields if what in named}
     columns = ", ".join(f"{what}: {_yaml(name)}" for what, name in ordered.items())
@@ -201,7 +237,7 @@ def _proposal(row: Mapping[str, Any], named: Named, doubt: str) -> str:
     ]
     used = {*every, *(name.partition(".")[0] for name in every)}
     unused = [key for key in row if key not in used]
-    parts = [f"columns: {{{columns}}}", doubt.format_map(named)]
+    parts = [f"columns: {{{columns}}}", doubt]
     parts += [f"(not used: {', '.join(unused)})"] if unused else []
     return " ".join(part for part in parts if part)
 
