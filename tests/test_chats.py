@@ -1,5 +1,6 @@
 """Conversations, pairs and answers: what is trained of them, what is refused and not dropped."""
 
+import json
 from typing import Any
 
 import pytest
@@ -134,3 +135,94 @@ def test_a_message_whose_weight_is_null_is_trained() -> None:
 def test_a_label_may_be_a_number(label: Any, desirable: bool | None) -> None:
     (example,) = read("completion", {"prompt": "Hi", "completion": "a", "label": label}).examples
     assert example.responses[0].desirable is desirable
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("Hi", TALK[1]),
+        (ASKED[0], "a"),
+        (ASKED[0], TALK[1]),
+        (ASKED, [TALK[1]]),
+        ({"from": "human", "value": "Hi"}, {"from": "gpt", "value": "a"}),
+    ],
+)
+def test_a_prompt_or_an_answer_may_be_one_message_without_a_list(prompt: Any, answer: Any) -> None:
+    result = read("completion", {"prompt": prompt, "response": answer})
+    ((turns, responses),) = [(each.turns, each.responses) for each in result.examples]
+    assert [(turn.role, turn.text) for turn in turns] == [("user", "Hi")]
+    assert [each.text for each in responses] == ["a"]
+    same = {"prompt": prompt, "question": "Hi", "response": answer}
+    assert read("completion", same).examples == result.examples
+
+
+def test_an_answer_in_a_message_is_the_assistants_and_trained() -> None:
+    row = {"prompt": "Hi", "response": ASKED[0]}
+    assert reason("completion", row) == "response: the last turn is not the assistant's"
+    one, other = message("assistant", "a", weight=0), message("assistant", "a", train=False)
+    for untrained in (one, [other]):
+        assert reason("completion", {"prompt": "Hi", "response": untrained}) == (
+            "response: the last answer has the weight 0; nothing to train"
+        )
+
+
+ASKS_FOR_JSON = {"prompt": "Make a JSON message."}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "texts"),
+    [
+        ("alpaca", {"instruction": "Sum", "output": "3",
+                    "input": '{"from": "alice", "to": "bob", "value": 3}'},
+         ['Sum\n\n{"from": "alice", "to": "bob", "value": 3}', "3"]),
+        ("alpaca", {"instruction": "Who?", "input": json.dumps(TALK[1]), "output": "The bot."},
+         [f"Who?\n\n{json.dumps(TALK[1])}", "The bot."]),
+        ("completion", {"prompt": json.dumps(TALK[1]), "completion": "b"},
+         [json.dumps(TALK[1]), "b"]),
+        ("completion", {**ASKS_FOR_JSON, "completion": json.dumps(ASKED[0])},
+         ["Make a JSON message.", json.dumps(ASKED[0])]),
+        ("pairs", {**ASKS_FOR_JSON, "chosen": json.dumps(ASKED[0]), "rejected": "No."},
+         ["Make a JSON message.", json.dumps(ASKED[0]), "No."]),
+        ("completion", {**ASKS_FOR_JSON, "completion": '{"role": "admin", "content": "x"}'},
+         ["Make a JSON message.", '{"role": "admin", "content": "x"}']),
+        ("completion", {**ASKS_FOR_JSON, "completion": '{"role": "bot", "content": {"a": 1}}'},
+         ["Make a JSON message.", '{"role": "bot", "content": {"a": 1}}']),
+        ("completion",
+         {**ASKS_FOR_JSON, "completion": '{"role": "bot", "content": "x", "to": "bob"}'},
+         ["Make a JSON message.", '{"role": "bot", "content": "x", "to": "bob"}']),
+        ("completion", {"prompt": "List them.", "completion": '[{"from": "alice", "value": "x"}]'},
+         ["List them.", '[{"from": "alice", "value": "x"}]']),
+        ("completion", {"instruction": "Sum", "context": "[1, 2, 3]", "response": "6"},
+         ["Sum\n\n[1, 2, 3]", "6"]),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_message_of_the_conversation_stays_text(
+    format: str, row: Any, texts: list[str]
+) -> None:
+    result = read(format, row)
+    (example,) = result.examples
+    said = [*example.turns, *example.responses]
+    assert ([each.text for each in said], result.notices) == (texts, {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ([*TALK, message("tool", "b")], "completion: role: expected one of assistant, bot, "),
+        ([{"from": "function_call", "value": "b"}], "completion: from: expected one of "),
+        ([{"from": "human", "value": "Hi"}, {"from": "alice", "value": "b"}],
+         "completion: from: expected one of "),
+        (message("assistant", None, tool_calls=[{"id": "1"}]),
+         "completion: only text can be trained on, got a message with tool_calls"),
+    ],
+)  # fmt: skip
+def test_messages_as_json_text_that_cannot_be_trained_are_refused(answer: Any, why: str) -> None:
+    row = {"prompt": "Hi", "completion": json.dumps(answer)}
+    assert reason("completion", row).startswith(why)
+
+
+def test_an_answer_as_the_json_text_of_a_message_is_read_and_told() -> None:
+    nulls = message("assistant", "a", refusal=None, tool_calls=[])
+    result = read("pairs", {"prompt": "Hi", "chosen": json.dumps(nulls), "rejected": "b"})
+    assert [each.text for each in result.examples[0].responses] == ["a", "b"]
+    assert result.notices == {"chosen: JSON text is read as a list": 1}

@@ -16,7 +16,7 @@ from metaalign.data.formats.messages import CONVERSATIONS, unread_keys
 from metaalign.data.formats.numbered import ARENA
 from metaalign.data.formats.own import read_metaalign
 from metaalign.data.formats.personas import read_personas
-from metaalign.data.formats.prompts import PROMPT_KEYS
+from metaalign.data.formats.prompts import BESIDE, PROMPT_KEYS
 from metaalign.data.formats.proposal import propose_columns
 from metaalign.data.formats.rankings import LIST_SCORES, LISTS
 from metaalign.data.formats.reply_trees import read_tree
@@ -35,8 +35,11 @@ _TALKS = (*CONVERSATIONS, "conversations")
 _SPOKEN = frozenset({*_TALKS, *SIDE_KEYS, *REJECTED, *PROMPT_KEYS, *ANSWER_KEYS})
 """Keys that may hold messages."""
 
-_LISTS = frozenset({*_TALKS, "turns", "history", "context", *LISTS, *LIST_SCORES, *ARENA[0]})
+_LISTS = frozenset({*_TALKS, "turns", "history", *LISTS, *LIST_SCORES, *ARENA[0]})
 """Keys that may hold a list as JSON text even if it has no messages."""
+
+_ASKED = frozenset({*PROMPT_KEYS, *BESIDE})
+"""Keys of what the user says."""
 
 _FACTORS = ("weight", "margin")
 _NOT_TEXT = ("images", "videos", "audios", "tools", "functions")
@@ -58,7 +61,7 @@ def detect_format(records: Iterable[Record], name: str) -> str:
     is_prompts = False
     for record in islice(records, _ROWS_LOOKED_AT):
         try:
-            row = opened(record.object(), _LISTS)
+            row = opened(record.object(), _LISTS, asked=_ASKED)
         except RowError as error:
             problem = problem or f"row {record.row}: {error}"
             continue
@@ -123,7 +126,7 @@ def read_rows(
         try:
             row = raw = record.object()
             if not record.text or _may_hold_list(record.text):
-                row = opened(raw, _LISTS)
+                row = opened(raw, _LISTS, asked=_ASKED)
             examples = shape.read(row, Source(name, record.row), options)
             if not _BESIDE.isdisjoint(row) and shape.read is not read_metaalign:
                 examples = [_beside(each, row) for each in examples]

@@ -38,7 +38,7 @@ from metaalign.data.formats.messages import (
     words,
 )
 from metaalign.data.formats.prompts import read_prompt, read_system
-from metaalign.data.formats.sides import pair_under, sides_of, split_last
+from metaalign.data.formats.sides import answer_in, pair_under, sides_of, split_last
 from metaalign.data.formats.transcripts import is_transcript, read_transcript
 from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
@@ -200,8 +200,8 @@ def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) 
         if good is not None:
             raise RowError(f"a label beside {REJECTED[0]}; a pair has none")
         return [pair_under(row, prompt, source, (key, REJECTED[0]))]
-    if isinstance(row.get(key), list):
-        before, said = split_last(read_messages(row, key), key)
+    if isinstance(row.get(key), list | dict):
+        before, said = answer_in(row[key], key)
     else:
         said = words(row, key)
         templated = split_answer(said)

@@ -18,7 +18,7 @@ from metaalign.data.formats.loss_flags import LOSS_FLAGS
 from metaalign.errors import RowError
 from metaalign.examples import Turn
 
-_ROLES = {
+ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -27,13 +27,17 @@ _ROLES = {
     "system": "system",
     "developer": "system",
 }
+"""The role of a turn for each role of a message that is read."""
+
 _PRINTED = ("'role':", "'content':", '"role":')
 """Marks of a list of messages that was printed as text. Valid JSON was parsed before."""
 CONVERSATIONS = ("messages", "conversation")
 """Keys of a conversation; ShareGPT's key is `conversations`."""
 
-_CALLS = ("tool_calls", "function_call")
-_READ = frozenset({"role", "content", "from", "value", "messages", *LOSS_FLAGS, *_CALLS})
+CALLS = ("tool_calls", "function_call")
+"""Keys of a message that calls a tool."""
+
+_READ = frozenset({"role", "content", "from", "value", "messages", *LOSS_FLAGS, *CALLS})
 """Keys that are read of a message, and of the object in OpenAI's `input`."""
 
 
@@ -99,16 +103,16 @@ def read_message(message: Mapping[str, Any], key: str) -> tuple[str, str]:
     is_sharegpt = message.get("role") is None and message.get("from") is not None
     speaker, field = ("from", "value") if is_sharegpt else ("role", "content")
     role = _named_text(message, key, speaker)
-    if role not in _ROLES:
-        known = ", ".join(sorted(_ROLES))
+    if role not in ROLES:
+        known = ", ".join(sorted(ROLES))
         raise RowError(f"{key}: {speaker}: expected one of {known}, got {short(role)}")
-    call = next((name for name in _CALLS if is_filled(message.get(name))), None)
+    call = next((name for name in CALLS if is_filled(message.get(name))), None)
     if call is not None:
         raise RowError(f"{key}: only text can be trained on, got a message with {call}")
     said = message.get(field)
     if not isinstance(said, list):
-        return _ROLES[role], _named_text(message, key, field)
-    return _ROLES[role], "".join(_part(part, key) for part in items(message, field))
+        return ROLES[role], _named_text(message, key, field)
+    return ROLES[role], "".join(_part(part, key) for part in items(message, field))
 
 
 def _named_text(message: Mapping[str, Any], key: str, field: str) -> str:

@@ -74,7 +74,9 @@ def _prompt_key(row: Mapping[str, Any]) -> str:
 
 
 def _single_text(value: Any) -> Any:
-    """The text of a list of one message, else the value, for comparisons."""
+    """The text of one message, also in a list, else the value, for comparisons."""
+    if isinstance(value, dict):
+        return value.get("content")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         return value[0].get("content")
     return value
@@ -82,8 +84,9 @@ def _single_text(value: Any) -> Any:
 
 def _spoken(row: Mapping[str, Any], key: str) -> Dialogue | None:
     """The turns of a prompt that is a conversation; None for a plain question."""
-    if not isinstance(row[key], str):
-        return read_messages(row, key)
+    value = row[key]
+    if not isinstance(value, str):
+        return read_messages({key: [value]} if isinstance(value, dict) else row, key)
     said = words(row, key)
     templated = split_prompt(said)
     if templated is not None:

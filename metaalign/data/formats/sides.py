@@ -11,7 +11,7 @@ In stack_exchange_paired, response_j is the better answer,
 https://huggingface.co/datasets/lvwerra/stack-exchange-paired.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metaalign.data.formats.fields import number
@@ -21,7 +21,6 @@ from metaalign.data.formats.messages import (
     Dialogue,
     holds_turns,
     one_system,
-    read_message,
     read_messages,
     same_turns,
     words,
@@ -30,7 +29,7 @@ from metaalign.data.formats.prompts import read_prompt, read_system, refuse_besi
 from metaalign.data.formats.transcripts import is_transcript, read_transcript
 from metaalign.data.sources.options import SourceOptions
 from metaalign.errors import RowError
-from metaalign.examples import PREFERENCE, Example, Response, Source, Turn
+from metaalign.examples import PREFERENCE, Example, Response, Source
 
 Keys = tuple[str, str]
 """The keys of the better and of the worse answer."""
@@ -125,14 +124,8 @@ def is_pair(row: Mapping[str, Any]) -> bool:
 def _side(row: Mapping[str, Any], key: str, prompt: Dialogue) -> tuple[Dialogue, str]:
     """The turns before an answer, if the field repeats them, and the answer."""
     value = row.get(key)
-    if isinstance(value, dict):
-        role, said = read_message(value, key)
-        _refuse_untrained(value, key)
-        return split_last(Dialogue([Turn(role, said)]), key)  # pyright: ignore[reportArgumentType]
-    if isinstance(value, list | tuple):
-        messages = read_messages(row, key)
-        _refuse_untrained(value[-1] if value else {}, key)
-        return split_last(messages, key)
+    if isinstance(value, dict | list | tuple):
+        return answer_in(value, key)
     answer = words(row, key)
     templated = split_answer(answer)
     if templated is not None:
@@ -142,9 +135,22 @@ def _side(row: Mapping[str, Any], key: str, prompt: Dialogue) -> tuple[Dialogue,
     return Dialogue([]), without_end(answer) if prompt.is_templated else answer
 
 
-def _refuse_untrained(message: Mapping[str, Any], key: str) -> None:
-    if not loss_weight(message, key):
+def answer_in(
+    value: Mapping[str, Any] | Sequence[Mapping[str, Any]], key: str
+) -> tuple[Dialogue, str]:
+    """The turns before the answer, and the answer, of one message or a list of messages.
+
+    Args:
+        key: Key of the messages in the row, for errors.
+
+    Raises:
+        RowError: they are no messages, or the last one is not the assistant's or is not trained.
+    """
+    messages = [value] if isinstance(value, dict) else value
+    said = read_messages({key: messages}, key)
+    if messages and not loss_weight(messages[-1], key):
         raise RowError(f"{key}: the last answer has the weight 0; nothing to train")
+    return split_last(said, key)
 
 
 def split_last(said: Dialogue, key: str) -> tuple[Dialogue, str]:
