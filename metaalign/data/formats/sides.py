@@ -11,7 +11,7 @@ In stack_exchange_paired, response_j is the better answer,
 https://huggingface.co/datasets/lvwerra/stack-exchange-paired.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from metaalign.data.formats.fields import number
@@ -136,7 +136,7 @@ def _side(row: Mapping[str, Any], key: str, prompt: Dialogue) -> tuple[Dialogue,
 
 
 def answer_in(
-    value: Mapping[str, Any] | Sequence[Mapping[str, Any]], key: str
+    value: Mapping[str, Any] | list[Any] | tuple[Any, ...], key: str
 ) -> tuple[Dialogue, str]:
     """The turns before the answer, and the answer, of one message or a list of messages.
 
@@ -146,7 +146,7 @@ def answer_in(
     Raises:
         RowError: they are no messages, or the last one is not the assistant's or is not trained.
     """
-    messages = [value] if isinstance(value, dict) else value
+    messages = value if isinstance(value, list | tuple) else [value]
     said = read_messages({key: messages}, key)
     if messages and not loss_weight(messages[-1], key):
         raise RowError(f"{key}: the last answer has the weight 0; nothing to train")
