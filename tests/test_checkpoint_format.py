@@ -202,7 +202,8 @@ def cut_anew(
                 Path(task.folder).mkdir()
                 source = Path(kind_of_task(kind, storage, make_store, 2).folder) / step_folder(3)
                 shutil.copytree(source, Path(task.folder) / step_folder(3))
-        runs = run_workers("whole_run", tasks, storage, world_size=world_size)
+        # DeepSpeed 0.19 makes the groups of a second cut once a process.
+        runs = run_workers("whole_run", tasks, storage, world_size=world_size, fresh=True)
         found[name] = {kind: losses(run) for kind, run in zip(kinds, runs[0], strict=True)}
     return found
 

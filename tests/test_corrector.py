@@ -27,7 +27,7 @@ def test_a_corrector_is_trained_in_three_stages(tmp_path: Path, shared_data: Pat
     prepare_store(_load(PrepareConfig, "corrector_prepare", tmp_path, source))
     for name in ("equal", "warm_up"):
         own = (f"sources.0.recipe={name}", f"output=corrector_{name}")
-        tokenizer = f"tokenizer.path={FIRST}/tokenizer"
+        tokenizer = f"tokenizer={{path: {FIRST}/tokenizer}}"
         prepare_store(_load(PrepareConfig, "corrector_prepare", tmp_path, source, *own, tokenizer))
     small = ("length.epochs=null", "length.max_steps=8", "batch.global_batch_size=16")
     small += ("held_out.max_examples=12",)
