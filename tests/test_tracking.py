@@ -1,8 +1,9 @@
 """Runs, resumes and the spool, against a real MLflow store on SQLite."""
 
 import json
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,12 @@ from mlflow import MlflowClient
 from metaalign import tracking
 from metaalign.config.sections import TrackingConfig
 from metaalign.errors import TrackingError
+from metaalign.store.token_store import TokenStore
 from metaalign.tracking import Run, check_nodes, open_run, runs
+from metaalign.train.launch.driver import begin_run, track_settings
+from metaalign.train.task import Task
+from tests.test_export import trained
+from tests.tiny_task import tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +142,14 @@ def test_another_training_under_the_same_name_gets_a_run_of_its_own(
 ) -> None:
     with opened(storage) as parent:
         first = opened(storage, resume_key="dpo", parent=parent)
-        first.hold_training("rate 0.1")
+        first.hold_training("rate 0.1", {}, resumes=True)
         first.log_metrics({"train/loss": 1.0}, 1)
         first.flush()
         same = opened(storage, resume_key="dpo", parent=parent)
-        same.hold_training("rate 0.1")
+        same.hold_training("rate 0.1", {}, resumes=True)
         assert same.id == first.id
         other = opened(storage, resume_key="dpo", parent=parent)
-        other.hold_training("rate 0.2")
+        other.hold_training("rate 0.2", {}, resumes=True)
         other.log_metrics({"train/loss": 2.0}, 1)
         other.flush()
     assert other.id != first.id
@@ -153,6 +159,57 @@ def test_another_training_under_the_same_name_gets_a_run_of_its_own(
     found = client.get_run(other.id)
     assert (found.info.run_name, found.data.tags["mlflow.parentRunId"]) == ("sft", parent.id)
     assert opened(storage, resume_key="dpo").id == other.id
+
+
+def test_the_settings_that_trained_are_those_of_the_run(
+    storage: Path, client: MlflowClient, make_store: Callable[..., TokenStore]
+) -> None:
+    """A submission that ran out of memory before its first checkpoint leaves its own run."""
+
+    def start(budget: int) -> tuple[Run, Task]:
+        batch = {"global_batch_size": 7, "budget": budget, "rows": 2}
+        task = tiny_task(storage, make_store, output="budget", batch=batch)
+        begin_run(task)
+        run = opened(storage, resume_key="budget")
+        track_settings(run, task)
+        run.log_metrics({"plan/steps": 6.0})
+        run.log_metrics({"held_out/loss": 4.0}, 0)  # measured before the first step
+        run.flush()
+        return run, task
+
+    too_large, _ = start(65536)
+    assert start(65536)[0].id == too_large.id, "the same settings go on"
+    fits, task = start(192)
+    assert fits.id != too_large.id
+    assert client.get_run(fits.id).data.params["batch.budget"] == "192"
+    assert not [tag for tag in client.get_run(fits.id).data.tags if tag.startswith("resumed.")]
+    trained(task)
+    resumed, _ = start(256)
+    found = client.get_run(resumed.id).data
+    assert resumed.id == fits.id, "it goes on from a checkpoint"
+    assert (found.params["batch.budget"], found.tags["resumed.batch.budget"]) == ("192", "256")
+
+
+def test_a_training_whose_folder_was_deleted_gets_a_curve_of_its_own(
+    storage: Path, client: MlflowClient, make_store: Callable[..., TokenStore]
+) -> None:
+    task = tiny_task(storage, make_store, output="deleted")
+
+    def start(loss: float) -> Run:
+        begin_run(task)
+        run = opened(storage, resume_key="deleted")
+        track_settings(run, task)
+        for step in (1, 2):
+            run.log_metrics({"train/loss": loss}, step)
+        run.flush()
+        return run
+
+    first = start(3.0)
+    assert start(2.0).id == first.id, "without a checkpoint, the same steps are taken again"
+    shutil.rmtree(task.folder)
+    again = start(1.0)
+    assert curve(client, first, "train/loss") == [(1, 3.0), (2, 3.0)]
+    assert curve(client, again, "train/loss") == [(1, 1.0), (2, 1.0)]
 
 
 def test_a_finished_run_and_another_key_are_not_continued(storage: Path) -> None:

@@ -121,14 +121,21 @@ def spooled_steps(spool: Path) -> dict[str, int]:
     return found
 
 
-def run_of_training(client: Any, run_id: str, training: str) -> str:
-    """The id of a run that holds the curves of this training only.
+def run_of_training(
+    client: Any, run_id: str, training: str, settings: Mapping[str, str] | None
+) -> str:
+    """The id of a run that holds the curves and settings of this training only.
 
-    This is the given run, unless it holds the curves of another training. In that case the given
-    run is ended, and a new run takes over its name, parent and resume key.
+    This is the given run, unless it holds those of another training. In that case the given run is
+    ended, and a new run takes over its name, parent and resume key.
+
+    Args:
+        settings: Parameters that must not differ from those of the run; None if they may.
     """
     run = client.get_run(run_id)
-    if run.data.tags.get(TRAINING_TAG, training) != training:
+    params, settings = run.data.params, settings or {}
+    changed = any(params.get(key, value) != value for key, value in settings.items())
+    if changed or run.data.tags.get(TRAINING_TAG, training) != training:
         kept = ("mlflow.parentRunId", RESUME_TAG)
         tags = {key: run.data.tags[key] for key in kept if key in run.data.tags}
         if RESUME_TAG in tags:

@@ -113,15 +113,20 @@ class Run:
             collected, self._collected = self._collected, []
             self._emit({"kind": "metrics", "values": collected})
 
-    def hold_training(self, training: str) -> None:
-        """Switch to a new MLflow run if this one holds the curves of another training, for example
-        of one with another learning rate whose folder was deleted.
+    def hold_training(self, training: str, settings: Mapping[str, Any], *, resumes: bool) -> None:
+        """Switch to a new MLflow run if this one holds the curves or settings of another training,
+        for example of one whose folder was deleted, or that failed at another batch.budget.
 
         Args:
-            training: A fingerprint of everything that influences the curves.
+            training: A fingerprint of the training's folder and of everything that influences the
+                curves.
+            settings: What `log_params` will get.
+            resumes: Whether the training continues from a checkpoint. If so, changed settings do
+                not make another training.
         """
         try:
-            self.id = run_of_training(self._client, self.id, training)
+            wanted = None if resumes else _params(settings)
+            self.id = run_of_training(self._client, self.id, training, wanted)
             self._spool = self._spool_of(self.id)
         except Exception as error:  # noqa: BLE001  whatever fails, training continues
             logger.warning("MLflow failed: %s", first_line(error))
@@ -132,8 +137,7 @@ class Run:
         A resumed run keeps the first value of a key; a different later value becomes the tag
         `resumed.KEY`.
         """
-        flat = {key: str(value)[:MAX_VALUE_LENGTH] for key, value in _flatten(values)}
-        self._emit({"kind": "params", "values": flat})
+        self._emit({"kind": "params", "values": _params(values)})
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
         """Set or replace tags."""
@@ -285,6 +289,11 @@ def _replay_left(client: Any, uri: str, run_id: str, folder: Path) -> None:
 
 def _digest(storage: str, key: str | None) -> str | None:
     return None if key is None else hashlib.sha256(f"{storage}\n{key}".encode()).hexdigest()
+
+
+def _params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as MLflow holds them: flat, and with long values cut."""
+    return {key: str(value)[:MAX_VALUE_LENGTH] for key, value in _flatten(values)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

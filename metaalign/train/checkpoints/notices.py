@@ -23,6 +23,9 @@ OWNER_FILE = "OWNER"
 RUN_FILE = "RUN"
 """File beside checkpoints outside the run's folder, with the path of the run's folder."""
 
+TRAINING_FILE = "TRAINING"
+"""File beside the checkpoints with the random name of the training that they belong to."""
+
 
 def take_over(run_folder: str | Path) -> str:
     """Make this job the owner of the run's folder. A job that still works there ends before its
@@ -67,6 +70,21 @@ def claim(checkpoints: str, run_folder: str | Path) -> None:
             f"`output` or checkpoint.storage, or delete {file} if that folder was moved to "
             f"{run_folder}"
         )
+
+
+def name_training(checkpoints: str) -> str:
+    """The random name of the training whose checkpoints are kept in this folder.
+
+    It is given at the first call and lasts as long as the folder: if the folder is deleted, the
+    training that starts there has another name.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    file = open_folder(checkpoints) / TRAINING_FILE
+    if size_of(file) is None:
+        write_whole(file, uuid.uuid4().hex)
+    return read_text(file)
 
 
 def _read_owner(run_folder: str | Path) -> str | None:

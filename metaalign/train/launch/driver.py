@@ -22,7 +22,7 @@ from metaalign.template import Template
 from metaalign.tracking import Run
 from metaalign.train.checkpoints.checkpoint_format import check_identity, read_manifest
 from metaalign.train.checkpoints.history import newest_checkpoint
-from metaalign.train.checkpoints.notices import STOP_FILE, claim, take_over
+from metaalign.train.checkpoints.notices import STOP_FILE, claim, name_training, take_over
 from metaalign.train.checkpoints.recipe import kept_before, write_recipe
 from metaalign.train.engines.deepspeed_settings import (
     check_offload,
@@ -173,11 +173,18 @@ def begin_run(task: Task) -> Task:
 
 
 def track_settings(run: Run, task: Task) -> None:
-    """Log the settings of a checked task, before it trains."""
+    """Log the settings of a checked task, before it trains, in the MLflow run that it continues.
+
+    This is a new MLflow run if the training starts anew: in another folder than the curves of the
+    given run, or without a checkpoint and with other settings.
+    """
     store = TokenStore.open(resolve(task.config.storage, task.config.store))
-    training = json.dumps(identity(task, store), sort_keys=True)
-    run.hold_training(hashlib.sha256(training.encode()).hexdigest()[:32])
-    run.log_params(task.config.model_dump(mode="json"))
+    known = [identity(task, store), name_training(task.checkpoints)]
+    training = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+    settings = task.config.model_dump(mode="json")
+    resumes = newest_checkpoint(task.checkpoints) is not None
+    run.hold_training(training, settings, resumes=resumes)
+    run.log_params(settings)
 
 
 def show_plan(task: Task) -> PlanNumbers:
