@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tokenizers
 import transformers  # `from transformers import ...` would import torch, which takes seconds
 
 from metaalign.errors import TemplateError
@@ -160,6 +161,7 @@ class Template:
             kept=kept,
             forbidden={token for token, id in vocabulary.items() if id in self._forbidden},
         )
+        self._unwritten = self._forbidden | _ids_outside(tokenizer, self._text_backend)
         self._text_token_ids = {token: vocabulary[token] for token in sorted(kept)}
         self.fingerprint = self._fingerprint()
 
@@ -244,7 +246,7 @@ class Template:
         for id in map(int, ids):
             if id == self.eos_id:
                 break
-            if id not in self._forbidden:
+            if id not in self._unwritten:
                 text_ids.append(id)
         return self._text_backend.decode(text_ids, skip_special_tokens=False)
 
@@ -337,6 +339,14 @@ def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int
     named: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     unknown: Any = tokenizer.unk_token_id
     return (special - {unknown}) | {id for id in named if id is not None}
+
+
+def _ids_outside(
+    tokenizer: "transformers.PreTrainedTokenizerFast", text_backend: tokenizers.Tokenizer
+) -> set[int]:
+    """The ids of added tokens that no text has, such as an unknown token outside the vocabulary."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {id for id, token in added if text_backend.id_to_token(id) != token.content}
 
 
 def _text_tokens(

@@ -195,6 +195,16 @@ def test_a_row_that_lacks_a_column_is_a_bad_row(tmp_path: Path) -> None:
         ({"columns": {"promt": "a"}}, "sources.0.columns.promt: unknown setting, got 'a' (did you "
          "mean sources.0.columns.prompt?)"),
         ({"columns": {"prompt": "a", "chosen": "a"}}, "prompt and chosen both take the column 'a'"),
+        ({"columns": {"responses": ["a", "b"], "scores": ["s"]}},
+         "responses takes 2 columns and scores 1; give each answer one score"),
+        ({"columns": {"responses": ["a"], "scores": ["s", "t"]}},
+         "responses takes 1 columns and scores 2; give each answer one score"),
+        ({"columns": {"response": "a", "scores": "s"}},
+         "scores are of several answers, and only response is named; name the answers in "
+         "responses"),
+        ({"columns": {"prompt": "q", "chosen": "a", "rejected": "b", "scores": ["s", "t"]}},
+         "scores are of several answers, and only chosen, rejected are named; name the answers in "
+         "responses"),
         ({"columns": {}}, "give at least one"),
         ({"columns": {"prompt": ""}}, "at least 1 character"),
         ({"columns": {"prompt": "a"}, "format": "alpaca"}, "format: alpaca has columns of its own"),
@@ -219,16 +229,23 @@ def test_the_command_line_names_columns(tmp_path: Path) -> None:
     assert source.columns.named() == {"prompt": "question", "responses": ("a", "b")}
 
 
-def test_a_data_set_of_the_library_can_be_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [0, 250])
+def test_a_data_set_of_the_library_can_be_named(tmp_path: Path, late: int) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist([PAIR]), folder / "train.parquet")
+    rows = [{**PAIR, "who": []}] * late + [{**PAIR, "who": ["I am Ana."]}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
     settings = {"storage": str(tmp_path), "held_out_ratio": 0}
-    sources = [{"dataset": {"name": str(folder)}, "columns": NAMES}]
+    columns = {**NAMES, "user_info": "who.0"}
+    sources = [{"dataset": {"name": str(folder)}, "columns": columns}]
     config = PrepareConfig.model_validate({**settings, "sources": sources})
     (part,) = split_parts(plan_parts(config), tmp_path)
-    (result,) = read_part(part)
-    assert said(result.examples[0]) == (["Capital of Peru?"], ["Lima.", "Quito."])
+    examples = [example for result in read_part(part) for example in result.examples]
+    assert said(examples[-1]) == (["Capital of Peru?"], ["Lima.", "Quito."])
+    assert [each.user_info for each in examples] == [""] * late + ["I am Ana."]
+    sources[0]["columns"] = {**columns, "user_info": "who.1"}
+    with pytest.raises(DataError, match=r"no row has the column 'who\.1'"):
+        plan_parts(PrepareConfig.model_validate({**settings, "sources": sources}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from metaalign.data.formats import read_rows
+from metaalign.data.sources.options import SourceOptions
 from metaalign.data.sources.records import check_file, read_records
 from metaalign.data.sources.splitting import split_file
 from metaalign.errors import DataError
@@ -86,6 +88,19 @@ def test_a_pretty_printed_object_names_its_list(tmp_path: Path, many: int) -> No
             read(file)
 
 
+@pytest.mark.parametrize(
+    ("before", "key"),
+    [({"tags": ["x", [1]], "empty": []}, "data"), ({"tags": [[{}]], "data": ["Hi"]}, "tags")],
+)
+def test_a_list_of_objects_is_named_before_other_lists(
+    tmp_path: Path, before: dict[str, list[object]], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metaalign.data.sources.json_arrays._CHUNK_BYTES", 7)
+    file = write(tmp_path, json.dumps({**before, **LISTED, **before}, indent=2).encode())
+    with pytest.raises(DataError, match=f"the list under '{key}': set field={key}"):
+        check_file(file)
+
+
 def test_objects_over_several_lines_are_told(tmp_path: Path) -> None:
     rows = "\n".join(json.dumps({"prompt": "Hi", "completion": "x"}, indent=2) for _ in range(3))
     with pytest.raises(DataError, match=r"objects go over several lines; write each on a line of"):
@@ -103,3 +118,13 @@ def test_a_broken_first_line_is_still_a_row_of_lines(tmp_path: Path, first: str)
 def test_a_list_in_what_is_no_object_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(DataError, match="field is 'data', and the file is no JSON object; leave"):
         check_file(write(tmp_path, KINDS[kind]), field="data")
+
+
+@pytest.mark.parametrize("is_list", [True, False])
+def test_messages_in_an_unquoted_cell_are_read(tmp_path: Path, is_list: bool) -> None:
+    message = {"role": "assistant", "content": "Hello!"}
+    chosen = json.dumps([message] if is_list else message)
+    file = write(tmp_path, f"prompt\tchosen\trejected\nHi\t{chosen}\tGo.\n".encode())
+    result = read_rows(read_records(file), "rows.tsv", "pairs", SourceOptions())
+    assert [each.text for each in result.examples[0].responses] == ["Hello!", "Go."]
+    assert result.notices == {"chosen: JSON text is read as a list": 1}

@@ -199,6 +199,17 @@ def test_special_tokens_are_plain_characters_beside_added_ones(thinking: Templat
         assert thinking.decode([own.convert_tokens_to_ids(special), *ids[-1:]]) != special
 
 
+def test_an_unknown_token_outside_the_vocabulary_is_no_text() -> None:
+    tokenizer = train_tokenizer(TEXT, 300).tokenizer
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])  # pyright: ignore
+    template = Template(tokenizer)
+    ids = template.encode_texts(["Lima <unk><think>"])[0]
+    assert template.decode(ids) == "Lima <unk><think>"
+    unknown, think = tokenizer.convert_tokens_to_ids(["<unk>", "<think>"])
+    assert template.decode([*ids, unknown, think]) == "Lima <unk><think><think>"
+
+
 def test_text_tokens_change_the_fingerprint_and_travel(
     thinking: Template, trained: Template, tmp_path: Path
 ) -> None:

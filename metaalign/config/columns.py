@@ -13,6 +13,9 @@ Column = Annotated[str, Field(min_length=1)]
 Columns = Column | tuple[Column, ...]
 """A column that holds a list, or several columns that hold one value each."""
 
+_SINGLE = ("response", "chosen", "rejected", "messages")
+"""Answers that `scores` is not about."""
+
 
 class ColumnsConfig(Section):
     """Names of the columns that hold what a row says. A column that has one of these names already
@@ -70,6 +73,26 @@ class ColumnsConfig(Section):
             used[column] = name
         if not used:
             raise ValueError("give at least one, such as prompt, or leave columns out")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_of_answers(self) -> "ColumnsConfig":
+        if self.scores is None:
+            return self
+        single = [name for name in _SINGLE if name in self.named()]
+        if self.responses is None and single:
+            verb = "is" if len(single) == 1 else "are"
+            raise ValueError(
+                f"scores are of several answers, and only {', '.join(single)} {verb} named; name "
+                "the answers in responses"
+            )
+        if isinstance(self.responses, tuple) and isinstance(self.scores, tuple):
+            counts = len(self.responses), len(self.scores)
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"responses takes {counts[0]} columns and scores {counts[1]}; give each answer "
+                    "one score"
+                )
         return self
 
     def named(self) -> dict[str, str | tuple[str, ...]]:

@@ -147,7 +147,12 @@ def read_rows(
 
 
 def _may_hold_list(text: str) -> bool:
-    """Whether a line may contain a list or a message as JSON text. CSV doubles quotes."""
+    """Whether a line may contain a list or a message as JSON text.
+
+    A line of CSV has it with or without quotes, a JSON object only in quotes.
+    """
+    if not text.startswith("{"):
+        return "[" in text or "{" in text
     return ("[" in text and '"[' in text) or (text.find("{", 1) > 0 and '"{' in text)
 
 

@@ -16,8 +16,8 @@ from metaalign.data.sources.records import Record, table_records
 from metaalign.errors import DataError
 
 _ROWS_A_GROUP = 1_000
-_ROWS_LOOKED_AT = 100
-"""Number of rows from which the format is detected, before any task reads one."""
+_ROWS_AT_ONCE = 100
+"""Number of rows in memory where the first ones may be enough, as to detect the format."""
 
 
 def load(config: DatasetConfig) -> datasets.Dataset:
@@ -39,12 +39,13 @@ def load(config: DatasetConfig) -> datasets.Dataset:
     return found
 
 
-def first_records(dataset: datasets.Dataset) -> Iterator[Record]:
-    """The first rows, as the Parquet file gives them. A bad value affects only its own row."""
-    for table in dataset.with_format("arrow").iter(batch_size=_ROWS_LOOKED_AT):
+def dataset_records(dataset: datasets.Dataset) -> Iterator[Record]:
+    """All rows, as the Parquet file gives them. A bad value affects only its own row."""
+    row = 0
+    for table in dataset.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         (batch,) = table.combine_chunks().to_batches()  # pyright: ignore
-        yield from table_records(0, batch)
-        return
+        yield from table_records(row, batch)
+        row += batch.num_rows
 
 
 def _is_saved(folder: Path) -> bool:

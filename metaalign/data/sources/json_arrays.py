@@ -36,6 +36,11 @@ def array_values(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> Ite
 
 def _values(text: "_Text") -> Iterator[Any]:
     text.take("[")
+    yield from _rest(text)
+
+
+def _rest(text: "_Text") -> Iterator[Any]:
+    """The values of a list after its bracket."""
     if text.mark() != "]":
         yield text.value()
     while text.take(",]") == ",":
@@ -63,17 +68,26 @@ def listed_values(
 
 
 def first_list(read: Callable[[int], bytes], decoder: json.JSONDecoder) -> str | None:
-    """The first key of an object that has a list as its value; None if there is none.
+    """The first key of an object whose value is a list of objects, by the list's first value.
+
+    Without such a key, the first one whose value is a list; None if there is none.
 
     Raises:
         ValueError, RecursionError: as `array_values`.
     """
     text = _Text(read, decoder)
+    found = None
     for name in _keys(text):
-        if text.mark() == "[":
+        if text.mark() != "[":
+            text.value()
+            continue
+        text.take("[")
+        if text.mark() == "{":
             return name
-        text.value()
-    return None
+        found = name if found is None else found
+        for _ in _rest(text):
+            pass
+    return found
 
 
 def _keys(text: "_Text") -> Iterator[Any]:

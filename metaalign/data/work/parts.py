@@ -174,9 +174,9 @@ def _state(file: Folder) -> tuple[int | None, int | None]:
 def _dataset_part(number: int, config: DatasetConfig, format: str, options: SourceOptions) -> Part:
     dataset, name = hub.load(config), hub.name_of(config)
     if options.columns is not None:
-        check_columns(hub.first_records(dataset), name, options.columns)
+        check_columns(hub.dataset_records(dataset), name, options.columns)
     if format == "auto":
-        format = detect_format(mapped_records(hub.first_records(dataset), options.columns), name)
+        format = detect_format(mapped_records(hub.dataset_records(dataset), options.columns), name)
     if format == "personas":
         persona_info(name, options)
     fingerprint = hub.fingerprint(dataset)
