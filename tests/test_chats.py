@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from metaalign.data.formats import detect_format
+from metaalign.data.sources.records import Record
 from tests.rows import ASKED, OTHER, TALK, message, read, reason
 
 SYSTEM = message("system", "S")
@@ -76,6 +78,33 @@ def test_what_would_be_dropped_or_read_as_something_else_is_refused_by_name(
     format: str, row: Any, why: str
 ) -> None:
     assert reason(format, row) == why
+
+
+@pytest.mark.parametrize("worse", ["rejected_response", "rejected", "rejected_output"])
+@pytest.mark.parametrize("better", ["response", "output", "completion", "answer"])
+def test_a_worse_answer_beside_a_single_one_makes_a_pair(better: str, worse: str) -> None:
+    row = {"instruction": "Hi", better: "a", worse: "b"}
+    format = detect_format([Record(0, row)], "rows")
+    result = read(format, row)
+    (pair,) = result.examples
+    assert [response.text for response in pair.responses] == ["a", "b"]
+    assert pair.order_scores() == [1.0, 0.0]
+    assert (result.ignored, result.notices) == ({}, {})
+    assert reason(format, {**row, "label": True}) == f"a label beside {worse}; a pair has none"
+
+
+def test_a_worse_answer_under_an_unknown_key_is_not_dropped() -> None:
+    row = {"prompt": "Hi", "response": "a", "rejected_text": "b"}
+    assert reason("completion", row) == (
+        "rejected_text beside response may be a worse answer; rename it to rejected_response, or "
+        "give the source columns: {chosen: response, rejected: rejected_text}"
+    )
+    both = {**row, "rejected_text": None, "rejected": "b", "rejected_output": "c"}
+    assert reason("completion", both) == (
+        "rejected and rejected_output both hold a worse answer; keep one of them"
+    )
+    named = {**row, "rejected_text": "", "rejected": "b", "rejected_model": "m"}
+    assert read("completion", named).ignored == {"rejected_text": 1, "rejected_model": 1}
 
 
 def test_equal_system_texts_and_empty_fields_beside_a_prompt_are_no_fault() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from metaalign.data.formats.chats import ANSWER_KEYS, REJECTED
+from metaalign.data.formats.chats import ANSWER_KEYS, REJECTED, WORSE
 from metaalign.data.formats.fields import is_filled, number, text
 from metaalign.data.formats.json_texts import opened
 from metaalign.data.formats.markers import marked_by, may_hold_markers
@@ -32,7 +32,7 @@ __all__ = ["SHAPES", "detect_format", "read_rows"]
 
 _ROWS_LOOKED_AT = 100
 _TALKS = (*CONVERSATIONS, "conversations")
-_SPOKEN = frozenset({*_TALKS, *SIDE_KEYS, *REJECTED, *PROMPT_KEYS, *ANSWER_KEYS})
+_SPOKEN = frozenset({*_TALKS, *SIDE_KEYS, *REJECTED, *WORSE, *PROMPT_KEYS, *ANSWER_KEYS})
 """Keys that may hold messages."""
 
 _LISTS = frozenset({*_TALKS, "turns", "history", *LISTS, *LIST_SCORES, *ARENA[0]})

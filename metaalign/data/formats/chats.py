@@ -12,7 +12,8 @@ text        {"text": "<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n
             or of any other template that `markers` splits
 alpaca      {"instruction": "Translate.", "input": "hola", "output": "hello"}
 completion  {"prompt": "Capital of Peru?", "completion": "Lima.", "label": true}, or of ms-swift
-            {"query": "Capital of Peru?", "response": "Lima.", "rejected_response": "Quito."}, or of
+            {"query": "Capital of Peru?", "response": "Lima.", "rejected_response": "Quito."}, where
+            the worse answer may also be under rejected or rejected_output, or of
             BeaverTails {"prompt": "Hi", "response": "Hello!", "is_safe": true}
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from metaalign.data.formats.exchanges import is_exchanges, read_exchanges
 from metaalign.data.formats.fields import (
+    is_filled,
     label,
     number,
     one_of,
@@ -49,6 +51,9 @@ ANSWER_KEYS = ("output", "completion", "response", "answer")
 
 REJECTED = ("rejected_response", "rejected_messages")
 """Keys of ms-swift's worse answer. The better one is the last message, or the response."""
+
+WORSE = ("rejected_response", "rejected", "rejected_output")
+"""Keys of a worse answer beside a single one."""
 
 LOSS_MASK = "loss_mask"
 """Key of a list of 0 and 1, one for each message of a conversation."""
@@ -196,10 +201,12 @@ def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) 
         raise RowError("the prompt is missing")
     key = one_of(row, ANSWER_KEYS, "an answer", equal=True)
     good = label(row)
-    if row.get(REJECTED[0]) is not None:
+    if any(row.get(name) is not None for name in WORSE):
+        worse = one_of(row, WORSE, "a worse answer", equal=True)
         if good is not None:
-            raise RowError(f"a label beside {REJECTED[0]}; a pair has none")
-        return [pair_under(row, prompt, source, (key, REJECTED[0]))]
+            raise RowError(f"a label beside {worse}; a pair has none")
+        return [pair_under(row, prompt, source, (key, worse))]
+    _refuse_unread_worse(row, key)
     if isinstance(row.get(key), list | dict):
         before, said = answer_in(row[key], key)
     else:
@@ -213,6 +220,17 @@ def read_answer(row: Mapping[str, Any], source: Source, options: SourceOptions) 
         raise RowError(f"{key}: expected the assistant's message alone, got {short(row[key])}")
     answer = Response(said, helpsteer_scores(row), desirable=good)
     return [Example(tuple(prompt.turns), (answer,), source, system_info=prompt.system_info)]
+
+
+def _refuse_unread_worse(row: Mapping[str, Any], key: str) -> None:
+    """Check that an answer without a worse one has no other key that may hold it."""
+    for name, value in row.items():
+        holds_words = isinstance(value, str | list | dict) and is_filled(value)
+        if holds_words and name.startswith("rejected"):
+            raise RowError(
+                f"{name} beside {key} may be a worse answer; rename it to {WORSE[0]}, or give "
+                f"the source columns: {{chosen: {key}, rejected: {name}}}"
+            )
 
 
 def helpsteer_scores(row: Mapping[str, Any]) -> dict[str, float]:

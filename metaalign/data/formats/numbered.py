@@ -152,9 +152,8 @@ def _with_conversations(row: Row) -> Row:
     for key in ARENA[1]:
         answers = _turns(row[key]) or []
         if len(answers) != len(asked):
-            raise RowError(
-                f"{key}: the number of turns must be that of prompt, {len(asked)}, got {len(answers)}"
-            )
+            wanted = f"{key}: the number of turns must be that of prompt, {len(asked)}"
+            raise RowError(f"{wanted}, got {len(answers)}")
         talks[key] = [
             {"role": role, "content": said}
             for exchange in zip(asked, answers, strict=True)

@@ -118,7 +118,8 @@ def pair_ratings(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_pair(row: Mapping[str, Any]) -> bool:
     """Whether a row has a chosen or a rejected answer."""
-    return sides_of(row) is not None or row.get("rejected_response") is not None
+    others = ("rejected_response", "rejected_output")
+    return sides_of(row) is not None or any(row.get(key) is not None for key in others)
 
 
 def _side(row: Mapping[str, Any], key: str, prompt: Dialogue) -> tuple[Dialogue, str]:
