@@ -5,9 +5,9 @@ Knows no tier and no template.
 
 import json
 import secrets
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 
 def plain_text_tokenizer(serialized: str, *, kept: Set[str], forbidden: Set[str]) -> Tokenizer:
@@ -46,3 +46,9 @@ def plain_text_tokenizer(serialized: str, *, kept: Set[str], forbidden: Set[str]
 def _spells_none(merge: str | list[str], forbidden: Set[str]) -> bool:
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return forbidden.isdisjoint((left, right, left + right))
+
+
+def ids_outside(added: Mapping[int, AddedToken], backend: Tokenizer) -> set[int]:
+    """Ids of the added tokens that a plain-text tokenizer does not decode to their content, such as
+    an unknown token outside the model's own vocabulary."""
+    return {id for id, token in added.items() if backend.id_to_token(id) != token.content}

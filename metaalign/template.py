@@ -14,16 +14,15 @@ import copy
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tokenizers
 import transformers  # `from transformers import ...` would import torch, which takes seconds
 
 from metaalign.errors import TemplateError
 from metaalign.examples import Turn, is_utf8
-from metaalign.plain_text import plain_text_tokenizer
+from metaalign.plain_text import ids_outside, plain_text_tokenizer
 
 SCHEMA_VERSION = 1
 TEMPLATE_FILE = "template.json"
@@ -155,13 +154,14 @@ class Template:
         self.control_ids = {tier: vocabulary[token] for tier, token in CONTROL_TOKENS.items()}
         self.vocabulary_size = max(vocabulary.values()) + 1
         self._forbidden = _forbidden_ids(tokenizer) | set(self.control_ids.values())
-        kept = _text_tokens(tokenizer, self._forbidden)
+        added = tokenizer.added_tokens_decoder
+        kept = _text_tokens(added, self._forbidden)
         self._text_backend = plain_text_tokenizer(
             tokenizer.backend_tokenizer.to_str(),
             kept=kept,
             forbidden={token for token, id in vocabulary.items() if id in self._forbidden},
         )
-        self._unwritten = self._forbidden | _ids_outside(tokenizer, self._text_backend)
+        self._unwritten = self._forbidden | ids_outside(added, self._text_backend)
         self._text_token_ids = {token: vocabulary[token] for token in sorted(kept)}
         self.fingerprint = self._fingerprint()
 
@@ -327,9 +327,8 @@ class Template:
             "control": self.control_ids,
             "ends": [self.bos_id, self.eos_id],
             "golden": self.golden(),
+            **({"text_tokens": self._text_token_ids} if self._text_token_ids else {}),
         }
-        if self._text_token_ids:
-            rendered["text_tokens"] = self._text_token_ids
         return hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
 
 
@@ -341,20 +340,10 @@ def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int
     return (special - {unknown}) | {id for id in named if id is not None}
 
 
-def _ids_outside(
-    tokenizer: "transformers.PreTrainedTokenizerFast", text_backend: tokenizers.Tokenizer
-) -> set[int]:
-    """The ids of added tokens that no text has, such as an unknown token outside the vocabulary."""
-    added = tokenizer.added_tokens_decoder.items()
-    return {id for id, token in added if text_backend.id_to_token(id) != token.content}
-
-
-def _text_tokens(
-    tokenizer: "transformers.PreTrainedTokenizerFast", forbidden: set[int]
-) -> set[str]:
+def _text_tokens(added: Mapping[int, Any], forbidden: set[int]) -> set[str]:
     """The added tokens that are not special, such as `<think>`: they may occur in text."""
     return {
         token.content
-        for id, token in tokenizer.added_tokens_decoder.items()
+        for id, token in added.items()
         if not token.special and id not in forbidden
     }
