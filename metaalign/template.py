@@ -343,7 +343,5 @@ def _forbidden_ids(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[int
 def _text_tokens(added: Mapping[int, Any], forbidden: set[int]) -> set[str]:
     """The added tokens that are not special, such as `<think>`: they may occur in text."""
     return {
-        token.content
-        for id, token in added.items()
-        if not token.special and id not in forbidden
+        token.content for id, token in added.items() if not token.special and id not in forbidden
     }
