@@ -230,7 +230,8 @@ def test_two_workers_write_one_checkpoint(
     ]
     for task in tasks:
         Path(task.folder).mkdir(exist_ok=True)
-    for worker in run_workers("resume", tasks, tmp_path):
+    # Fresh processes, which have the credentials of the bucket.
+    for worker in run_workers("resume", tasks, tmp_path, fresh=True):
         assert worker["same"] == [True]
         assert worker["before"]["losses"] | worker["after"]["losses"] == worker["whole"]["losses"]
     names = {key.rsplit("/", 1)[1] for key in held()}
