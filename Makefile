@@ -51,7 +51,7 @@ ui: $(READY) ## open MLflow on the runs in STORAGE
 		$(BIN)/mlflow ui --port $(UI_PORT) --workers 1 \
 		--backend-store-uri sqlite:///$(STORAGE)/mlflow.db
 
-test: $(READY) ## the tests that pass in under 15 minutes on two cores
+test: $(READY) ## the tests that pass in ten to twelve minutes on two cores
 	@$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
 
 test-slow: $(READY) ## the tests that take longer
